@@ -2,8 +2,8 @@
 
     norm of residual + delta, and the sum                                 one launch
     QK norm, rotary embedding, keys and values into the cache             one launch
-    attention                                  decodes: two launches; prompt chunks: one; texts of an encoder: one or
-                                               two
+    attention                                  decodes: two launches; prompt chunks: one; texts of an encoder
+                                               (`triton_texts`): one or two
     latent attention                           norm, rotation and the cache write: one launch; decodes: two, prompt
                                                chunks: one; torch's products absorb queries and expand outputs.
                                                Long chunks (`triton_latent`): two and torch's product for each piece
@@ -46,7 +46,6 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.state_runs import runs_of_batch
 from ember.engine.operators.torch_ops import TorchOperators
-from ember.engine.operators.torch_texts import distance_buckets
 from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
 from ember.engine.operators.triton_step import (
@@ -58,7 +57,6 @@ from ember.engine.operators.triton_step import (
     TritonStep,
 )
 from ember_kernels.activation import activation
-from ember_kernels.attention import LOG2_E
 from ember_kernels.compile import device_capability
 from ember_kernels.decode_attention import decode_attention, plan_attention
 from ember_kernels.dense_attention import MEASURED
@@ -69,10 +67,10 @@ from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.prefill_attention import prefill_attention
 from ember_kernels.rope_cache import rope_cache
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
-from ember_kernels.text_attention import SMALL_ROWS, text_attention
 
 if TYPE_CHECKING:
     from ember.engine.operators.triton_latent import Expander
+    from ember.engine.operators.triton_texts import Texts
 
 
 class NormSite(NamedTuple):
@@ -146,7 +144,6 @@ class TritonOperators:
         self._mlps: dict[int, int] = {}  # their kinds
         self._attentions: dict[int, AttentionSite] = {}
         self._latents: dict[int, LatentSite] = {}
-        self._biases: dict[int, Tensor] = {}  # of distances, by the ids of their tables
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -165,18 +162,22 @@ class TritonOperators:
         self.place_latents = self._place_latents if own_latents else torch_ops.place_latents
         self.attend_latents = self._attend_latents if own_latents else torch_ops.attend_latents
         self.slopes = torch_ops.slopes
-        self.attend = self._attend if own_attention else torch_ops.attend
-        if config.bidirectional:  # there is no cache to place heads in
-            self.attend = self._attend_texts if own_attention else torch_ops.attend
-            self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._place_text_heads
-        elif "place_heads" not in lacking:
-            self.place_heads = self._place_heads
-        else:
-            self.place_heads = self._place_torch_heads if own_attention else torch_ops.place_heads
         turns = "place_heads" not in lacking if config.latent is None else own_latents
         rotaries = torch_ops.rotaries if turns else []
         self._tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
         self._rotary_dims = [rotary.rotary_dim for rotary in rotaries]
+        self.attend = self._attend if own_attention else torch_ops.attend
+        self._texts: Texts | None = None
+        if config.bidirectional:
+            from ember.engine.operators.triton_texts import Texts
+
+            self._texts = Texts(torch_ops, self._tables)
+            self.attend = self._texts.attend if own_attention else torch_ops.attend
+            self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._texts.place_heads
+        elif "place_heads" not in lacking:
+            self.place_heads = self._place_heads
+        else:
+            self.place_heads = self._place_torch_heads if own_attention else torch_ops.place_heads
         self._expander: Expander | None = None
         if config.latent is not None and own_latents:
             from ember.engine.operators.triton_latent import Expander
@@ -202,7 +203,8 @@ class TritonOperators:
         self._norms.clear()
         self._attentions.clear()
         self._latents.clear()
-        self._biases.clear()
+        if self._texts is not None:
+            self._texts.weights_moved()
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
         assert isinstance(step, TritonStep)
@@ -441,80 +443,6 @@ class TritonOperators:
         site = LatentSite(kind, cache, latents, weight, scale, *up, turned, placed, placed[:1])
         self._latents[id(attention)] = site
         return site
-
-    def _place_text_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
-        """The heads of an encoder: parts of `qkv`. What is normalised or rotated is written to memory of its own, by
-        the kernel that writes to the cache elsewhere."""
-        norm = attention.qk_norm
-        if attention.rope is None and norm is None:
-            return self.torch_ops.place_heads(attention, qkv, step)
-        heads, kv_heads, head_dim = attention.sizes
-        assert step.texts is not None
-        keys, values = (qkv.new_empty((1, len(qkv), kv_heads, head_dim)) for _ in range(2))
-        query, rows = qkv.new_empty((len(qkv), heads, head_dim)), step.texts.rows
-        weights: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
-        if norm is not None and norm.weight is not None:
-            weights = norm.weight[0], norm.weight[-1]
-        addresses = [each.data_ptr() for each in (qkv, keys, values, query, *weights) if each is not None]
-        key = ("place", attention.sizes, attention.rope, norm is None, attention.value_norm is None)
-
-        def call() -> None:
-            rope_cache(
-                qkv,
-                keys,
-                values,
-                rows,
-                step.positions,
-                None if attention.rope is None else self._tables[attention.rope],
-                query_weight=weights[0],
-                key_weight=weights[1],
-                eps=self.eps,
-                neox=self.neox,
-                rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
-                value_norm=attention.value_norm is not None,
-                values_are_keys=attention.values_are_keys,
-                out=query,
-            )
-
-        if not step.launches.repeat(key, addresses):
-            step.launches.make(key, addresses, call)
-        return Heads(query, keys[0], values[0])
-
-    def _attend_texts(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
-        """The attention of an encoder: one launch for its texts, or one for the short ones and one for the others."""
-        texts, (query, key, value) = step.texts, heads
-        assert texts is not None and key is not None and value is not None
-        out = query.new_empty(query.shape)
-        biases = self._text_biases(attention)
-        parts = texts.parts(SMALL_ROWS // (query.shape[1] // key.shape[1]))
-
-        def call() -> None:
-            for starts, longest in parts:
-                window = attention.window
-                if window is not None and window >= longest:
-                    window = None
-                options: dict[str, Any] = {"scale": attention.scale, "window": window, "biases": biases, "out": out}
-                text_attention(query, key, value, starts, longest=longest, **options)
-
-        places = attention.sizes, query.stride(0), key.stride(0), value.stride(0)
-        kind = ("attend", *places, attention.scale, attention.window, biases is None)
-        addresses = [each.data_ptr() for each in (query, key, value, out, biases) if each is not None]
-        if not step.launches.repeat(kind, addresses):
-            step.launches.make(kind, addresses, call)
-        return out.flatten(1)
-
-    def _text_biases(self, attention: Attention) -> Tensor | None:
-        """The biases of distances as the kernel takes them, made when the first step needs them."""
-        table = attention.distances
-        if table is None:
-            return None
-        known = self._biases.get(id(table))
-        if known is None:
-            span = table.config.max_distance
-            distances = torch.arange(-span, span + 1, device=table.of_bucket.device)
-            of_distance = table.of_bucket[:, distance_buckets(distances, table.config)].float() * LOG2_E
-            known = self._biases[id(table)] = of_distance.contiguous()
-        return known
 
     def _place_latents(
         self, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep
