@@ -37,8 +37,8 @@ from ember_kernels.state_math import (
     RUNS,
     SSD_SIZES,
     check_runs,
-    check_state,
     delta_reference,
+    delta_sizes,
     dot,
     each_run,
     load_state,
@@ -46,6 +46,7 @@ from ember_kernels.state_math import (
     scratch_type,
     softplus,
     ssd_reference,
+    ssd_sizes,
     state_place,
 )
 from ember_kernels.state_tokens import delta_tokens, ssd_tokens
@@ -453,11 +454,8 @@ def delta_chunks(
     tiled           whether head i has key head i % key_heads, in place of consecutive heads for each
     out             [tokens, heads, value_dim] contiguous; rows of no sequence are not written
     """
-    heads, key_dim, value_dim = states.shape[1:]
-    check_state(states, heads, key_dim, value_dim)
+    heads, key_dim, value_dim = delta_sizes(qkv, rates, states, key_heads)
     num_seqs, tokens = check_runs(runs), len(qkv)
-    if qkv.shape[1] != 2 * key_heads * key_dim + heads * value_dim or rates.shape[1] != 2 * heads:
-        raise ValueError(f"qkv {list(qkv.shape)} and rates {list(rates.shape)} do not fit states {list(states.shape)}")
     if not num_seqs or not tokens:
         return out
     if qkv.dtype == torch.float32 and not INTERPRET:
@@ -535,11 +533,8 @@ def ssd_chunks(
     states                float32 [slots, heads, state_dim, head_dim]
     runs, out             as those of `delta_chunks`
     """
-    heads, state_dim, head_dim = states.shape[1:]
-    check_state(states, heads, state_dim, head_dim)
+    heads, state_dim, head_dim = ssd_sizes(x, dt, states, groups)
     num_seqs, tokens = check_runs(runs), len(x)
-    if x.shape[1] != heads * head_dim + 2 * groups * state_dim or dt.shape[1] != heads:
-        raise ValueError(f"x {list(x.shape)} and dt {list(dt.shape)} do not fit states {list(states.shape)}")
     if not num_seqs or not tokens:
         return out
     if x.dtype == torch.float32 and not INTERPRET:

@@ -83,6 +83,26 @@ def check_state(states: Tensor, heads: int, rows: int, columns: int) -> None:
         raise ValueError(f"states must be [slots, {heads}, {rows}, {columns}] and are {list(states.shape)}")
 
 
+def delta_sizes(qkv: Tensor, rates: Tensor, states: Tensor, key_heads: int) -> tuple[int, int, int]:
+    """The heads of values, and the sizes of a key and a value, of the gated delta rule. Raise ValueError if the tensors
+    do not fit (`state_step.delta_step`)."""
+    heads, key_dim, value_dim = states.shape[1:]
+    check_state(states, heads, key_dim, value_dim)
+    if qkv.shape[1] != 2 * key_heads * key_dim + heads * value_dim or rates.shape[1] != 2 * heads:
+        raise ValueError(f"qkv {list(qkv.shape)} and rates {list(rates.shape)} do not fit states {list(states.shape)}")
+    return heads, key_dim, value_dim
+
+
+def ssd_sizes(x: Tensor, dt: Tensor, states: Tensor, groups: int) -> tuple[int, int, int]:
+    """The heads, and the sizes of a state and a head, of Mamba 2. Raise ValueError if the tensors do not fit
+    (`state_step.ssd_step`)."""
+    heads, state_dim, head_dim = states.shape[1:]
+    check_state(states, heads, state_dim, head_dim)
+    if x.shape[1] != heads * head_dim + 2 * groups * state_dim or dt.shape[1] != heads:
+        raise ValueError(f"x {list(x.shape)} and dt {list(dt.shape)} do not fit states {list(states.shape)}")
+    return heads, state_dim, head_dim
+
+
 def check_runs(runs: Tensor) -> int:
     """The number of sequences of these runs. Raise ValueError if they are none."""
     if runs.dtype != torch.int32 or runs.dim() != 2 or len(runs) != 3 or runs.shape[1] % RUNS != 1:

@@ -25,12 +25,13 @@ from ember_kernels.state_math import (
     DELTA_SIZES,
     EPS,
     SSD_SIZES,
-    check_state,
     delta_reference,
+    delta_sizes,
     load_state,
     runs_of_steps,
     softplus,
     ssd_reference,
+    ssd_sizes,
     state_place,
 )
 
@@ -250,10 +251,7 @@ def delta_step(
     tiled           whether head i has key head i % key_heads, in place of consecutive heads for each
     out             [seqs, heads, value_dim] contiguous
     """
-    heads, key_dim, value_dim = states.shape[1:]
-    check_state(states, heads, key_dim, value_dim)
-    if qkv.shape[1] != 2 * key_heads * key_dim + heads * value_dim or rates.shape[1] != 2 * heads:
-        raise ValueError(f"qkv {list(qkv.shape)} and rates {list(rates.shape)} do not fit states {list(states.shape)}")
+    heads, key_dim, value_dim = delta_sizes(qkv, rates, states, key_heads)
     seqs = len(writes)
     if seqs:
         delta_step_kernel[(cdiv(value_dim, BLOCK_V), heads, seqs)](
@@ -318,10 +316,7 @@ def ssd_step(
     states                float32 [slots, heads, state_dim, head_dim]
     reads, writes, out    as those of `delta_step`
     """
-    heads, state_dim, head_dim = states.shape[1:]
-    check_state(states, heads, state_dim, head_dim)
-    if x.shape[1] != heads * head_dim + 2 * groups * state_dim or dt.shape[1] != heads:
-        raise ValueError(f"x {list(x.shape)} and dt {list(dt.shape)} do not fit states {list(states.shape)}")
+    heads, state_dim, head_dim = ssd_sizes(x, dt, states, groups)
     seqs = len(writes)
     if seqs:
         ssd_step_kernel[(cdiv(head_dim, BLOCK_V), heads, seqs)](

@@ -16,7 +16,7 @@ from torch import Tensor
 from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
-from ember_kernels.state_math import EPS, RUNS, check_runs, check_state, load_state, state_place
+from ember_kernels.state_math import EPS, RUNS, check_runs, delta_sizes, load_state, ssd_sizes, state_place
 from ember_kernels.state_step import BLOCK_V, WARPS, delta_token, recurrences, ssd_token, tile
 
 
@@ -187,8 +187,7 @@ def delta_tokens(
 ) -> Tensor:
     """The gated delta rule for ragged prompts, in float32 throughout and a step for each token. The arguments are those
     of `state_chunks.delta_chunks`."""
-    heads, key_dim, value_dim = states.shape[1:]
-    check_state(states, heads, key_dim, value_dim)
+    heads, key_dim, value_dim = delta_sizes(qkv, rates, states, key_heads)
     delta_tokens_kernel[(cdiv(value_dim, BLOCK_V), heads, check_runs(runs))](
         qkv,
         rates,
@@ -228,8 +227,7 @@ def ssd_tokens(
 ) -> Tensor:
     """Mamba 2's recurrence for ragged prompts, in float32 throughout and a step for each token. The arguments are those
     of `state_chunks.ssd_chunks`."""
-    heads, state_dim, head_dim = states.shape[1:]
-    check_state(states, heads, state_dim, head_dim)
+    heads, state_dim, head_dim = ssd_sizes(x, dt, states, groups)
     ssd_tokens_kernel[(cdiv(head_dim, BLOCK_V), heads, check_runs(runs))](
         x,
         dt,
