@@ -21,7 +21,6 @@ from typing import Any, BinaryIO
 
 from ember.gguf.types import OTHER_TYPES, TYPES, GgmlType
 from ember.regular_file import open_regular
-from ember_cpu.vocabulary import joined, skip
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -55,6 +54,8 @@ class Array:
 
     def texts(self) -> list[str]:
         """The strings of an array of strings. Bytes that are not UTF-8 become U+FFFD."""
+        from ember_cpu.vocabulary import joined  # not with every boot: few models are in GGUF
+
         if (text := joined(self.data, self.count)) is not None:
             return text.decode("utf-8", "replace").split("\0")[:-1]
         data, at, found = bytes(self.data), 0, []
@@ -299,6 +300,8 @@ class _Reader:
             what = "arrays" if kind == _ARRAY else f"elements of the unknown type {kind}"
             raise self._error(f"has the key {_shown(key)} with an array of {what}, which is not supported")
         self._limit(f"strings in {_shown(key)}", count, MAX_HEADER, 8)
+        from ember_cpu.vocabulary import skip
+
         left = count
         while left:
             passed, self._at = skip(self._data, self._at, left)
