@@ -9,16 +9,22 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_PATTERNS = ("*.safetensors", "*.[gG][gG][uU][fF]", "*.bin", "*.pt", "*.pth")
+_PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 def weight_files(model_dir: str) -> list[Path]:
-    """The weight files of a directory, or those beside a GGUF file with the beginning of its name."""
+    """The weight files of a directory, or all parts of a model in GGUF. None of a model whose parts are not all there
+    any more."""
+    from ember.gguf.files import PATTERN, GgufError, model_files  # not with the boot
+
     place = Path(model_dir)
     if place.is_file():
-        beginning = place.name.partition("-00001-of-")[0]
-        return sorted(path for path in place.parent.iterdir() if path.name.startswith(beginning) and path.is_file())
-    return sorted(path for pattern in _PATTERNS for path in place.glob(pattern) if path.is_file())
+        try:
+            return model_files(place)
+        except GgufError as error:
+            log.warning("%s", error)
+            return []
+    return sorted(path for pattern in (*_PATTERNS, PATTERN) for path in place.glob(pattern) if path.is_file())
 
 
 def keep_in_memory(files: Iterable[Path]) -> None:
