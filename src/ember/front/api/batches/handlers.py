@@ -11,6 +11,7 @@ from ember.front.api.batches.schemas import BatchCreateRequest
 from ember.front.api.batches.store import FINAL, Record, page, public
 from ember.front.api.body import parse_body, shown
 from ember.front.api.exchange import Request, Response, UploadedFile, new_id
+from ember.front.api.query import whole_number
 from ember.front.api.routes import ROUTER
 from ember.front.api.services import Services
 from ember.front.api.unsupported import later
@@ -156,6 +157,7 @@ def _limit(raw_request: Request, most: int, usual: int | None = None) -> int:
     given = raw_request.query.get("limit")
     if given is None:
         return usual or most
-    if not given.isascii() or not given.isdigit() or not 1 <= int(given[:9]) <= most:
+    number = whole_number(given, 1, most)
+    if number is None:
         raise bad_request(f"limit must be a number from 1 to {most}, got {shown(given)}.", "limit")
-    return int(given)
+    return number

@@ -10,13 +10,14 @@ from ember import __version__
 from ember.front.api.body import parse_body
 from ember.front.api.dev.schemas import AbortRequest
 from ember.front.api.exchange import Request, Response
+from ember.front.api.query import flag, whole_number
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 from ember.front.link.control import LEVELS, MODES, TAGS, Mode
 from ember.front.link.engine import EngineError
 from ember.settings import variables
 
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 _SECRET_PARTS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # of the names of variables that are not shown
 
 
@@ -25,8 +26,8 @@ async def sleep(services: Services, raw_request: Request) -> Response:
     _check_query(raw_request, "level", "mode")
     _check_sleep_mode(services)
     given = raw_request.query.get("level", "1")
-    level = int(given) if given.isdecimal() and len(given) < 3 else -1
-    if level not in LEVELS:
+    level = whole_number(given, LEVELS[0], LEVELS[-1])
+    if level is None:
         raise bad_request(f"`level` must be one of {', '.join(map(str, LEVELS))}, got {given[:64]!r}.", "level")
     mode = _mode(raw_request)
     await services.ready_to_control()
@@ -59,9 +60,9 @@ async def pause(services: Services, raw_request: Request) -> Response:
     """Let no request start until `resume`. Raises ApiError."""
     _check_query(raw_request, "mode", "wait_for_inflight_requests", "clear_cache")
     mode = _mode(raw_request)
-    if _flag(raw_request, "wait_for_inflight_requests", False):  # the older name of the mode
+    if flag(raw_request.query, "wait_for_inflight_requests", _FLAGS, False):  # the older name of the mode
         mode = "wait"
-    clears_cache = _flag(raw_request, "clear_cache", True)
+    clears_cache = flag(raw_request.query, "clear_cache", _FLAGS, True)
     await services.ready_to_control()
     await services.engine.control.pause(mode, clears_cache=clears_cache)
     return Response(200, {"status": "paused"})
@@ -95,7 +96,7 @@ async def reset_prefix_cache(services: Services, raw_request: Request) -> Respon
     """Requests that run keep their pages, whatever `reset_running_requests` says. Raises ApiError."""
     _check_query(raw_request, "reset_running_requests", "reset_external")
     for name in ("reset_running_requests", "reset_external"):
-        _flag(raw_request, name, False)
+        flag(raw_request.query, name, _FLAGS, False)
     await services.engine.reset_prefix_cache()
     return Response(200)
 
@@ -145,7 +146,7 @@ async def server_info(services: Services, raw_request: Request) -> Response:
 async def get_world_size(services: Services, raw_request: Request) -> Response:
     """The number of devices that the model is on, which is one. Raises ApiError."""
     _check_query(raw_request, "include_dp")
-    _flag(raw_request, "include_dp", True)
+    flag(raw_request.query, "include_dp", _FLAGS, True)
     return Response(200, {"world_size": 1})
 
 
@@ -169,16 +170,6 @@ def _mode(raw_request: Request) -> Mode:
         if given == mode:
             return mode
     raise bad_request(f"`mode` must be one of {', '.join(map(repr, MODES))}, got {given[:64]!r}.", "mode")
-
-
-def _flag(raw_request: Request, name: str, default: bool) -> bool:
-    """A boolean of the query. Raises ApiError 400."""
-    given = raw_request.query.get(name)
-    if given is None:
-        return default
-    if given.lower() not in (*_TRUE, *_FALSE):
-        raise bad_request(f"`{name}` must be true or false, got {given[:64]!r}.", name)
-    return given.lower() in _TRUE
 
 
 def _holds_secret(value: object) -> bool:

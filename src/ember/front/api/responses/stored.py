@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
 from ember.front.api.exchange import EventStream, Request, Response
+from ember.front.api.query import flag, whole_number
 from ember.front.api.responses.background import Running, background_of
 from ember.front.api.responses.store import HEARTBEAT_TIMEOUT, UNFINISHED, Item, Store, Stored, store_of
 from ember.front.api.responses.translate import checked_include
@@ -23,11 +23,11 @@ async def get_response(services: Services, raw_request: Request) -> Response | E
     name = raw_request.parameters["response_id"]
     running = background_of(services).get(name)
     query = raw_request.query
-    _flag(query, "include_obfuscation")
+    flag(query, "include_obfuscation", _FLAGS)
     for field in ("include", "include[]"):
         if field in query:
             checked_include(query[field].split(","))
-    if _flag(query, "stream"):
+    if flag(query, "stream", _FLAGS):
         if running is None:
             await _stored(services, raw_request, name)
             raise bad_request(
@@ -147,15 +147,8 @@ async def _stored(services: Services, raw_request: Request, name: str) -> tuple[
     return store, stored
 
 
-def _flag(query: Mapping[str, str], name: str) -> bool:
-    """Raises ApiError 400."""
-    given = query.get(name, "")
-    if given.lower() not in _FLAGS:
-        raise bad_request(f"`{name}` must be true or false, got {given[:64]!r}.", name)
-    return _FLAGS[given.lower()]
-
-
 def _number(name: str, given: str, least: int, most: int) -> int:
-    if not given.isdecimal() or not least <= int(given) <= most:
+    number = whole_number(given, least, most)
+    if number is None:
         raise bad_request(f"`{name}` must be a whole number from {least} to {most}, got {given[:64]!r}.", name)
-    return int(given)
+    return number

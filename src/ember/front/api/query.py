@@ -1,0 +1,26 @@
+"""Values of the parameters of a query, which are text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ember.front.errors import bad_request
+
+_MOST_DIGITS = 9  # more are no number that a route takes
+
+
+def whole_number(given: str, least: int, most: int) -> int | None:
+    """The number, or None where the text is none from `least` to `most`."""
+    if not (given.isascii() and given.isdecimal() and len(given) <= _MOST_DIGITS):
+        return None
+    return number if least <= (number := int(given)) <= most else None
+
+
+def flag(query: Mapping[str, str], name: str, words: Mapping[str, bool], default: bool = False) -> bool:
+    """Whether a parameter is set. `words`: those in small letters that it may be. Raises ApiError 400."""
+    given = query.get(name)
+    if given is None:
+        return default
+    if given.lower() not in words:
+        raise bad_request(f"`{name}` must be true or false, got {given[:64]!r}.", name)
+    return words[given.lower()]
