@@ -46,27 +46,21 @@ def main(argv: list[str] | None = None) -> int:
     from ember.settings import SettingsError
 
     flags = make_parser().parse_args(with_dashes(arguments))
+    commands = {
+        "serve": _serve,
+        "worker": _worker,
+        "platform": _platform,
+        "chat": _chat,
+        "bench": _bench,
+        "batch": _batch,
+        "inspect": _inspect,
+        "models": _models,
+        "quantize": _quantize,
+        "settings": _settings,
+        "boot-report": _boot_report,
+    }
     try:
-        if flags.command == "serve":
-            return _serve(flags)
-        if flags.command == "worker":
-            return _worker(flags)
-        if flags.command == "platform":
-            return _platform(flags)
-        if flags.command == "chat":
-            return _chat(flags)
-        if flags.command == "bench":
-            return _bench(flags)
-        if flags.command == "batch":
-            return _batch(flags)
-        if flags.command == "inspect":
-            return _inspect(flags)
-        if flags.command == "quantize":
-            return _quantize(flags)
-        if flags.command == "boot-report":
-            return _boot_report(flags)
-        print(_models() if flags.command == "models" else _hub_json() if flags.hub else settings_table())
-        return 0
+        return commands[flags.command](flags)
     except SettingsError as error:
         return _fail(str(error))
     except BrokenPipeError:  # who reads the output has seen enough, such as `head`
@@ -387,16 +381,21 @@ def _fail(message: str, status: int = 1) -> int:
     return status
 
 
-def _models() -> str:
+def _models(_: argparse.Namespace) -> int:
     from ember.cli.models import page
 
-    return page()
+    print(page())
+    return 0
 
 
-def _hub_json() -> str:
-    from ember.listing import hub_json
+def _settings(flags: argparse.Namespace) -> int:
+    if flags.hub:
+        from ember.listing import hub_json
 
-    return hub_json().rstrip("\n")
+        print(hub_json().rstrip("\n"))
+    else:
+        print(settings_table())
+    return 0
 
 
 def settings_table() -> str:

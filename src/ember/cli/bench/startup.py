@@ -11,12 +11,15 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ember.cli.api_client import ApiClient, ServerError, connect
 from ember.cli.bench.prompts import PATHS, Endpoint, fields
 from ember.cli.own_server import accepts, free_port
+
+Result = TypeVar("Result")
 
 POLL_SECONDS = 0.005
 STOP_SECONDS = 15.0
@@ -96,40 +99,40 @@ async def _until_answered(
     endpoint: Endpoint,
     model: str | None,
 ) -> None:
-    def poll() -> None:
-        if process.poll() is not None:
-            raise ServerError(f"it ended with status {process.returncode} before it answered")
+    async def until(ask: Callable[[], Awaitable[Result | None]]) -> Result:
+        """Ask until there is an answer. Raises ServerError when the process has ended."""
+        while (found := await ask()) is None:
+            if process.poll() is not None:
+                raise ServerError(f"it ended with status {process.returncode} before it answered")
+            await asyncio.sleep(POLL_SECONDS)
+        return found
 
-    while not accepts(port):
-        poll()
-        await asyncio.sleep(POLL_SECONDS)
+    async def connection() -> bool | None:
+        return accepts(port) or None
+
+    await until(connection)
     startups.listening.append(time.perf_counter() - began)
-    name = model
-    while True:
-        try:
-            name = await client.model(model)
-            break
-        except ServerError as error:
-            _raise_if_final(error)
-        poll()
-        await asyncio.sleep(POLL_SECONDS)
+    name = await until(lambda: _unless_loading(client.model(model)))
     startups.listed.append(time.perf_counter() - began)
     body = {"model": name, "max_tokens": 1, **fields(endpoint, "Hello")}
-    while True:
-        try:
-            await client.post(PATHS[endpoint], body)
-            break
-        except ServerError as error:
-            _raise_if_final(error)
-        poll()
-        await asyncio.sleep(POLL_SECONDS)
+
+    async def post() -> bool:
+        await client.post(PATHS[endpoint], body)
+        return True
+
+    await until(lambda: _unless_loading(post()))
     startups.answered.append(time.perf_counter() - began)
 
 
-def _raise_if_final(error: ServerError) -> None:
-    """A server that loads is not there yet, or answers 5xx, 404 or 429; other refusals stay."""
-    if error.status is not None and error.status < 500 and error.status not in (404, 429):
-        raise error
+async def _unless_loading(asked: Awaitable[Result]) -> Result | None:
+    """The answer, or None of a server that loads: it is not there yet, or answers 5xx, 404 or 429. Raises ServerError
+    for other refusals."""
+    try:
+        return await asked
+    except ServerError as error:
+        if error.status is not None and error.status < 500 and error.status not in (404, 429):
+            raise
+        return None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
