@@ -6,23 +6,11 @@ import sys
 from typing import Any
 
 from langchain_core.messages import HumanMessage, SystemMessage
-from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from openai import APIStatusError
 
-from tests.clients.common import CITIES, QUESTION, Place, is_queue, raised, status_of_refused, weather_in
-
-
-@tool
-def get_weather(city: str) -> str:
-    """Get the weather in a city"""
-    return weather_in(city)
-
-
-@tool
-def get_time(city: str) -> str:
-    """Get the time in a city"""
-    return f"noon in {city}"
+from tests.clients.common import CITIES, QUESTION, Place, is_queue, raised, status_of_refused
+from tests.clients.langchain_chat import get_time, get_weather
 
 
 def gathered(model: Any, messages: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
-from pydantic_ai import Agent, ModelRetry, NativeOutput, ToolOutput
+from pydantic_ai import Agent, NativeOutput, ToolOutput
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIResponsesModel
@@ -17,9 +17,8 @@ from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
-from tests.clients.common import QUESTION, Place, status_of_refused, weather_in
-
-SETTINGS = ModelSettings(temperature=0, max_tokens=300)
+from tests.clients.common import QUESTION, Place, status_of_refused
+from tests.clients.pydantic_ai_chat import SETTINGS, tools
 
 
 async def chats(model: Any) -> None:
@@ -27,27 +26,6 @@ async def chats(model: Any) -> None:
     assert whole.output and whole.usage.output_tokens > 0, whole
     async with Agent(model, model_settings=SETTINGS).run_stream(QUESTION) as stream:
         assert await stream.get_output() == whole.output
-
-
-async def tools(model: Any) -> None:
-    """Three questions in one history, the last one streamed; the tool refuses its first call."""
-    asked: list[str] = []
-
-    def get_weather(city: str) -> str:
-        """Get the weather in a city"""
-        asked.append(city)
-        if len(asked) == 1:
-            raise ModelRetry("The station is busy, call it again.")
-        return weather_in(city)
-
-    agent = Agent(model, tools=[get_weather], model_settings=SETTINGS, retries=3)
-    first = await agent.run("What is the weather in Paris?")
-    assert set(asked) == {"Paris"} and first.output, (asked, first.output)
-    second = await agent.run("What is the weather in Rome?", message_history=first.all_messages())
-    assert asked[-1] == "Rome" and second.output, asked
-    async with agent.run_stream("What is the weather in Oslo?", message_history=second.all_messages()) as stream:
-        text = "".join([piece async for piece in stream.stream_text(delta=True)])
-    assert asked[-1] == "Oslo" and text, (asked, text)
 
 
 async def typed(model: Any, outputs: list[Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 from pydantic_ai import Agent, ModelRetry, NativeOutput, ToolOutput
 from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.models import Model
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
@@ -38,7 +39,7 @@ class Tagged(BaseModel):
     tags: set[Name] = Field(max_length=2)
 
 
-async def tools(model: OpenAIChatModel) -> None:
+async def tools(model: Model) -> None:
     """Three questions in one history, the last one streamed; the tool refuses its first call."""
     asked: list[str] = []
 
