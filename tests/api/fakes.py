@@ -332,6 +332,10 @@ class Deployment:
             timeline=Timeline("front", 0.0),
         )
 
+    async def ready(self) -> Services:
+        """The services: a deployment stands for the worker of `http.app.make_app`."""
+        return self.services
+
     def says(self, text: str | Sequence[int], per_step: int = 1) -> None:
         self.engine.script = say(self.tokenizer, text, per_step)
 

@@ -78,17 +78,6 @@ OPERATIONS = [
 ]
 
 
-class Backend:
-    """What the face needs of a worker."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        self.engine = deployment.engine
-        self._services = deployment.services
-
-    async def ready(self) -> Any:
-        return self._services
-
-
 @pytest.fixture(scope="module")
 def address(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a server in a thread of its own."""
@@ -103,7 +92,7 @@ def address(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> I
 
     async def serve() -> None:
         nonlocal port
-        runner = web.ServerRunner(make_app(deployment.services.settings, Backend(deployment), ROUTER))
+        runner = web.ServerRunner(make_app(deployment.services.settings, deployment, ROUTER))
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

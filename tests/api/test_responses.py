@@ -357,7 +357,9 @@ def test_what_is_not_stored_is_not_found(deployment: Deployment) -> None:
     assert job.body["store"] is False
 
 
-@pytest.mark.parametrize("query", [{"limit": "0"}, {"limit": "x"}, {"limit": "9" * 5000}, {"order": "up"}, {"after": "msg_0"}])
+@pytest.mark.parametrize(
+    "query", [{"limit": "0"}, {"limit": "x"}, {"limit": "9" * 5000}, {"order": "up"}, {"after": "msg_0"}]
+)
 def test_bad_queries_of_a_list_are_named(deployment: Deployment, query: Any) -> None:
     path = f"{PATH}/{ask(deployment)['id']}/input_items"
     error = refusal(deployment, "GET", path, **query)

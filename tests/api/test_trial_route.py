@@ -155,14 +155,8 @@ def framed(path: str, documents: list[Any]) -> str:
 
 
 def over_http(deployment: Deployment, scenario: Callable[[Client], Awaitable[None]]) -> None:
-    class Backend:
-        engine = deployment.engine
-
-        async def ready(self) -> Services:
-            return deployment.services
-
     async def run() -> None:
-        async with client_of(make_app(deployment.services.settings, Backend(), ROUTER)) as client:
+        async with client_of(make_app(deployment.services.settings, deployment, ROUTER)) as client:
             await scenario(client)
 
     asyncio.run(run())

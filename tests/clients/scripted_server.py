@@ -17,7 +17,6 @@ from aiohttp import web
 
 from ember import wire
 from ember.front.api.routes import ROUTER
-from ember.front.api.services import Services
 from ember.front.http.app import make_app
 from ember.front.http.connection import watch
 from tests.api.fakes import Deployment, Step, say
@@ -44,13 +43,7 @@ def scripted(texts: Sequence[str]) -> Deployment:
 
 
 async def serve(deployment: Deployment) -> None:
-    class Backend:
-        engine = deployment.engine
-
-        async def ready(self) -> Services:
-            return deployment.services
-
-    server = make_app(deployment.services.settings, Backend(), ROUTER)
+    server = make_app(deployment.services.settings, deployment, ROUTER)
     watching = asyncio.create_task(watch(server))
     runner = web.ServerRunner(server)
     await runner.setup()

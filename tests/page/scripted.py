@@ -14,7 +14,6 @@ from aiohttp import web
 
 from ember import wire
 from ember.front.api.routes import ROUTER
-from ember.front.api.services import Services
 from ember.front.errors import ApiError
 from ember.front.http.app import make_app
 from ember.front.http.connection import watch
@@ -167,13 +166,7 @@ class Server:
             return
         deployment = self.deployment
 
-        class Backend:
-            engine = deployment.engine
-
-            async def ready(self) -> Services:
-                return deployment.services
-
-        server = make_app(deployment.services.settings, Backend(), ROUTER)
+        server = make_app(deployment.services.settings, deployment, ROUTER)
         watching = asyncio.create_task(watch(server))
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
