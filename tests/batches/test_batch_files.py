@@ -208,7 +208,7 @@ def test_results_go_to_a_regular_file_and_a_refused_key_ends_the_run(tmp_path: P
 
 
 def test_the_example_of_the_page_survives_kill_9(tmp_path: Path) -> None:
-    """Of the example's requests, many times as many: the run is killed when some have results, and starts again."""
+    """The run of many copies of the example's requests is killed when some have results, and starts again."""
     page = (ROOT / "docs" / "cli.md").read_text()
     lines = re.findall(r"^```jsonl\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
     command = re.findall(r"^ember (batch .*)$", page, re.MULTILINE)[0].split()

@@ -499,7 +499,7 @@ def test_modules_are_copied_with_a_quantised_model(embedder, tmp_path):
 
 
 def test_the_model_may_be_in_a_directory_of_its_own(embedder, tmp_path):
-    """As older versions of sentence-transformers wrote it."""
+    """Older versions of sentence-transformers wrote the model to a directory beside the other modules."""
     use_pooling(embedder, "mean_tokens")
     root, texts = tmp_path / "root", [[9, 10, 11]]
     shutil.copytree(embedder, root)

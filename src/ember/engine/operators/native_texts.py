@@ -48,7 +48,7 @@ class NativeTexts:
         self._layers: dict[tuple[object, ...], _Layers | None] = {}  # of this plan, by their kinds
 
     def attend(self, plan: TextPlan, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
-        """As `torch_texts.attend_texts`. None: the library does not compute this."""
+        """Attend within texts, as `torch_texts.attend_texts` does. Returns None if the library does not compute this."""
         if self._plan is not plan:
             self._plan, self._layers = plan, {}
         strides = query.stride(), key.stride(), value.stride()
@@ -113,7 +113,8 @@ class NativeTexts:
         return plan.kept(("biases", id(table)), make)
 
     def add_norm(self, norm: Norm, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """As `Operators.add_norm`; the sum takes the place of the residual. None: the library does not compute this."""
+        """Add and normalise as `Operators.add_norm` does; the sum takes the place of the residual. Returns None if the
+        library does not compute this."""
         rows, size = residual.shape
         if not isinstance(norm, LayerNorm) or size % _ALIGNMENT or not residual.is_contiguous():
             return None

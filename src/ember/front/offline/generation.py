@@ -49,7 +49,8 @@ async def complete(
 async def converse(
     services: Services, request_id: str, messages: Any, fields: dict[str, Any]
 ) -> tuple[ApiCall, str | None]:
-    """The same for a conversation and the fields of a body for /v1/chat/completions.
+    """Open the call of a conversation with the fields of a body for /v1/chat/completions. Returns the call and its
+    prompt as text.
 
     The output is text as the model wrote it, reasoning and tool calls included. The reasoning is told from the answer
     only for a grammar, which holds behind it, and for its budget.

@@ -55,7 +55,7 @@ class StructuredOutputsParams:
 
 
 class GuidedDecodingParams(StructuredOutputsParams):
-    """The same under its first name."""
+    """`StructuredOutputsParams` under the name that vLLM gave it first."""
 
 
 @dataclass
@@ -123,7 +123,7 @@ class SamplingParams:
         return {name: value for name, value in found.items() if value is not None}
 
     def chat_body(self, longest: int) -> dict[str, Any]:
-        """The same for /v1/chat/completions."""
+        """The options as fields of a body for /v1/chat/completions, which has log probabilities in another form."""
         found = self.body(longest)
         if self.logprobs is not None:
             found |= {"logprobs": True, "top_logprobs": self.logprobs}

@@ -34,8 +34,8 @@ async def create_cohere_embeddings(services: Services, raw_request: Request) -> 
 
 
 async def create_first_cohere_embeddings(services: Services, raw_request: Request) -> Response:
-    """The same in the form of the first API: without `embedding_types` the vectors stand alone, and `input_type` may be
-    missing. Raises ApiError."""
+    """Embed texts in the form of Cohere's first API: without `embedding_types` the vectors stand alone, and
+    `input_type` may be missing. Raises ApiError."""
     return await _embed(services, raw_request, FirstCohereEmbedRequest)
 
 
