@@ -441,6 +441,10 @@ def test_a_reward_of_each_step(tmp_path):
         ({"hf_overrides": {"is_causal": False}, "runner": "generate"}, "only causal models generate"),
         ({"pooler_config": {"enable_chunked_processing": True}}, "enable_chunked_processing must be false"),
         ({"pooler_config": {"max_embed_len": 9}}, "max_embed_len must be absent"),
+        (
+            {"hf_overrides": {"num_labels": 2, "id2label": {"9" * 5000: "a"}}, "convert": "classify"},
+            "numbers 0 to 1 to labels",
+        ),
     ],
 )
 def test_settings_that_contradict(embedder, settings, error):

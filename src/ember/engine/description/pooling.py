@@ -316,7 +316,7 @@ def _labels(fields: Fields) -> tuple[str, ...]:
     count = fields.integer("num_labels", len(named) or 2, at_most=1_000_000)
     numbered = {}
     for key, label in named.items():
-        if not str(key).isdecimal() or int(key) >= count:
+        if not str(key).isdecimal() or len(str(key)) > 9 or int(key) >= count:  # counts have 7 digits
             raise fields.error("id2label", f"an object from the numbers 0 to {count - 1} to labels")
         numbered[int(key)] = str(label)
     return tuple(numbered.get(number, f"LABEL_{number}") for number in range(count))
