@@ -48,7 +48,7 @@ class NativeTexts:
         self._layers: dict[tuple[object, ...], _Layers | None] = {}  # of this plan, by their kinds
 
     def attend(self, plan: TextPlan, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor | None:
-        """Attend within texts, as `torch_texts.attend_texts` does. Returns None if the library does not compute this."""
+        """Attend within texts, as `torch_texts.attend_texts` does. Returns None if the library does not compute it."""
         if self._plan is not plan:
             self._plan, self._layers = plan, {}
         strides = query.stride(), key.stride(), value.stride()
