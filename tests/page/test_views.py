@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from typing import Any
 
@@ -121,4 +122,4 @@ def test_a_platform_with_a_key(open_page: Open) -> None:
         page.get_by_label("Key", exact=True).fill("one")
         page.get_by_role("button", name="Use it").click()
         page.get_by_text("No jobs yet.").wait_for()
-        assert page.locator("#state").inner_text() == "Ready"
+        page.locator("#state", has_text=re.compile("^Ready$")).wait_for()
