@@ -44,7 +44,6 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         from ember_kernels.decode_attention import decode_attention
         from ember_kernels.norm import layer_norm, rms_norm
         from ember_kernels.prefill_attention import prefill_attention
-        from ember_kernels.rope_cache import rope_cache
     except ImportError:  # triton is not installed: torch computes everything
         return
     lacking = TRITON.lacking(config)
@@ -78,7 +77,6 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         _touch_texts(config, x, norm_type)
         return
     numbers = torch.zeros(_TOKENS, dtype=torch.int32, device=x.device)
-    positions, nowhere = torch.zeros_like(numbers, dtype=torch.int64), torch.full_like(numbers, -1, dtype=torch.int64)
     attending = [layer for layer in range(config.num_layers) if config.mixer(layer) == "attention"]
     windows, has_norms = config.windows(), config.qk_norm_of
     kinds = {(config.heads(i), windows[i], config.rope_index(i), has_norms(i) is not None) for i in attending}
@@ -93,22 +91,37 @@ def _touch_kernels(config: DecoderConfig, x: Tensor, block_size: int) -> None:
         decode_attention(query, keys, values, tables, numbers, **options)
         for most in (1, 1024):  # tiles for few rows, and for many
             prefill_attention(query, keys, values, tables, starts, numbers, max_queries=most, **options)
-        if "place_heads" in lacking:
-            continue
-        qkv = x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim)
-        weight = x.new_zeros(head_dim, dtype=norm_type) if has_norm else None
-        rope_cache(
-            qkv,
-            keys,
-            values,
-            nowhere,
-            positions,
-            None if rope is None else _angle_table(config.ropes()[rope], x.device),
-            query_weight=weight,
-            key_weight=weight,
-            neox=config.rope is None or not config.rope.interleaved,
-            rotary_dim=None if rope is None else config.ropes()[rope].rotary_dim,
-        )
+        if "place_heads" not in lacking:
+            _touch_rope(config, x, keys, values, (heads, kv_heads, head_dim), rope, norm_type if has_norm else None)
+
+
+def _touch_rope(
+    config: DecoderConfig,
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sizes: tuple[int, int, int],
+    rope: int | None,
+    norm_type: torch.dtype | None,
+) -> None:
+    """Norm and rotation of heads, which are written nowhere. `norm_type`: of the weights of their norms, if any."""
+    from ember_kernels.rope_cache import rope_cache
+
+    heads, kv_heads, head_dim = sizes
+    nowhere = torch.full((_TOKENS,), -1, dtype=torch.int64, device=x.device)
+    weight = None if norm_type is None else x.new_zeros(head_dim, dtype=norm_type)
+    rope_cache(
+        x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim),
+        keys,
+        values,
+        nowhere,
+        torch.zeros_like(nowhere),
+        None if rope is None else _angle_table(config.ropes()[rope], x.device),
+        query_weight=weight,
+        key_weight=weight,
+        neox=config.rope is None or not config.rope.interleaved,
+        rotary_dim=None if rope is None else config.ropes()[rope].rotary_dim,
+    )
 
 
 def _angle_table(rope: RopeConfig, device: torch.device) -> Tensor:
@@ -118,11 +131,9 @@ def _angle_table(rope: RopeConfig, device: torch.device) -> Tensor:
 
 
 def _touch_texts(config: DecoderConfig, x: Tensor, norm_type: torch.dtype) -> None:
-    from ember_kernels.rope_cache import rope_cache
     from ember_kernels.text_attention import text_attention
 
     starts = torch.zeros(2, dtype=torch.int32, device=x.device)
-    nowhere = torch.full((_TOKENS,), -1, dtype=torch.int64, device=x.device)
     layers, windows, has_norms = range(config.num_layers), config.windows(), config.qk_norm_of
     kinds = {(config.heads(i), windows[i], config.rope_index(i), has_norms(i) is not None) for i in layers}
     for (heads, kv_heads, head_dim), window, rope, has_norm in kinds:
@@ -133,21 +144,8 @@ def _touch_texts(config: DecoderConfig, x: Tensor, norm_type: torch.dtype) -> No
             biases = torch.zeros(heads, 2 * config.distance_bias.max_distance + 1, device=x.device)
         for longest, own_window in ((1, None), (1024, window)):  # tiles for few rows, and for many
             text_attention(query, keys[0], values[0], starts, longest=longest, window=own_window, biases=biases)
-        if rope is None and not has_norm:
-            continue
-        weight = x.new_zeros(head_dim, dtype=norm_type) if has_norm else None
-        rope_cache(
-            x.new_zeros(_TOKENS, (heads + 2 * kv_heads) * head_dim),
-            keys,
-            values,
-            nowhere,
-            nowhere,
-            None if rope is None else _angle_table(config.ropes()[rope], x.device),
-            query_weight=weight,
-            key_weight=weight,
-            neox=config.rope is None or not config.rope.interleaved,
-            rotary_dim=None if rope is None else config.ropes()[rope].rotary_dim,
-        )
+        if rope is not None or has_norm:
+            _touch_rope(config, x, keys, values, (heads, kv_heads, head_dim), rope, norm_type if has_norm else None)
 
 
 def _touch_latents(config: DecoderConfig, x: Tensor, block_size: int) -> None:
