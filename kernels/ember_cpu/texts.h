@@ -57,20 +57,26 @@ static void turn_keys(const float *keys, i64 stride, i64 count, i64 head_dim, fl
     }
 }
 
+/* sums [count, registers] = rows [count, length] times a matrix [length, registers]. */
+static inline __attribute__((always_inline)) void multiply_tile(const int count, const int registers, const float *rows, i64 pitch, i64 length,
+                                                                const float *matrix, i64 stride, Sum sums[TEXT_ROWS][2]) {
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < registers; j++) sums[i][j] = SUM(setzero)();
+    for (i64 k = 0; k < length; k++) {
+        Sum row[2];
+        for (int j = 0; j < registers; j++) row[j] = SUM(loadu)(matrix + k * stride + j * VECTOR);
+        _Pragma("GCC unroll 12") for (int i = 0; i < count; i++) {
+            Sum factor = SUM(set1)(rows[i * pitch + k]);
+            for (int j = 0; j < registers; j++) sums[i][j] = SUM(fmadd)(factor, row[j], sums[i][j]);
+        }
+    }
+}
+
 /* scores [count, registers] of `count` queries with as many keys as the registers hold. */
 static inline __attribute__((always_inline)) void score_tile(const int count, const int registers, const float *queries, i64 stride,
                                                              const float *turned, i64 head_dim, i64 pitch, float *scores) {
     Sum sums[TEXT_ROWS][2];
-    for (int i = 0; i < count; i++)
-        for (int j = 0; j < registers; j++) sums[i][j] = SUM(setzero)();
-    for (i64 d = 0; d < head_dim; d++) {
-        Sum keys[2];
-        for (int j = 0; j < registers; j++) keys[j] = SUM(loadu)(turned + d * TEXT_PANEL + j * VECTOR);
-        _Pragma("GCC unroll 12") for (int i = 0; i < count; i++) {
-            Sum query = SUM(set1)(queries[i * stride + d]);
-            for (int j = 0; j < registers; j++) sums[i][j] = SUM(fmadd)(query, keys[j], sums[i][j]);
-        }
-    }
+    multiply_tile(count, registers, queries, stride, head_dim, turned, TEXT_PANEL, sums);
     for (int i = 0; i < count; i++)
         for (int j = 0; j < registers; j++) SUM(storeu)(scores + i * pitch + j * VECTOR, sums[i][j]);
 }
@@ -79,16 +85,7 @@ static inline __attribute__((always_inline)) void score_tile(const int count, co
 static inline __attribute__((always_inline)) void mix_tile(const int count, const int registers, const float *shares, i64 pitch, i64 keys,
                                                            const float *values, i64 stride, const float *factors, float *out, i64 out_stride) {
     Sum sums[TEXT_ROWS][2];
-    for (int i = 0; i < count; i++)
-        for (int j = 0; j < registers; j++) sums[i][j] = SUM(setzero)();
-    for (i64 key = 0; key < keys; key++) {
-        Sum value[2];
-        for (int j = 0; j < registers; j++) value[j] = SUM(loadu)(values + key * stride + j * VECTOR);
-        _Pragma("GCC unroll 12") for (int i = 0; i < count; i++) {
-            Sum share = SUM(set1)(shares[i * pitch + key]);
-            for (int j = 0; j < registers; j++) sums[i][j] = SUM(fmadd)(share, value[j], sums[i][j]);
-        }
-    }
+    multiply_tile(count, registers, shares, pitch, keys, values, stride, sums);
     for (int i = 0; i < count; i++)
         for (int j = 0; j < registers; j++)
             SUM(storeu)(out + i * out_stride + j * VECTOR, SUM(mul)(sums[i][j], SUM(set1)(factors[i])));
