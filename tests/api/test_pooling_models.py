@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 
+from ember.front.errors import ApiError
 from ember.front.text.tokenizer import Tokenizer
 from tests.api.fakes import Deployment
 from tests.engine_models.tiny_encoders import randomised
@@ -53,6 +54,30 @@ def test_scores_of_a_cross_encoder(tmp_path: Path) -> None:
     ranked = deployment.request("POST", "/v2/rerank", {"query": QUERY, "documents": DOCUMENTS}).body["results"]
     assert [entry["index"] for entry in ranked] == sorted(range(len(expected)), key=lambda index: -expected[index])
     deployment.services.engine.check_empty()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_pair_has_no_more_tokens_than_are_asked_for(tmp_path: Path, side: str) -> None:
+    """Below three tokens some of its special ones are cut; the tokenizers library ignores such limits."""
+    deployment, model, tokenizer = served(tmp_path, "BertForSequenceClassification")
+    tokenizer.truncation_side = side
+    body = {"text_1": QUERY, "text_2": DOCUMENTS[0], "truncation_side": side}
+    special = [tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.sep_token_id]
+    for count in range(1, 9):
+        pair = tokenizer(QUERY, DOCUMENTS[0], truncation=True, max_length=max(count, 3))
+        ids, types = pair.input_ids, pair.token_type_ids
+        if count < 3:
+            assert ids == special
+            kept = slice(count) if side == "right" else slice(3 - count, None)
+            ids, types = ids[kept], types[kept]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits
+        answer = deployment.request("POST", "/score", {**body, "truncate_prompt_tokens": count}).body
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+        assert answer["data"][0]["score"] == pytest.approx(torch.sigmoid(logits).item(), abs=1e-4)
+    with pytest.raises(ApiError, match="The prompt cannot be empty") as caught:
+        deployment.request("POST", "/score", {**body, "truncate_prompt_tokens": 0})
+    assert caught.value.status == 400
 
 
 def test_vectors_of_a_sentence_model(tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def pair_texts(
         query = sides[0][0] if len(queries) == 1 else sides[0][position]
         query, document = limits.cut(query, document, layout.num_special)
         query, document = _cut_pair(query, document, layout, limits.whole)
-        whole = layout.join(query, document)
+        whole = limits.whole.kept(layout.join(query, document))  # which may cut special tokens, too
         limits.whole.check(whole, limits.names[1], position)
         check_rows(whole, tokenizer, limits.whole.info, limits.names[1])
-        types = layout.types(query, document) if with_types else []
+        types = limits.whole.kept(layout.types(query, document)) if with_types else []
         found.append(PoolText(whole, types if any(types) else []))
     return found
 

@@ -40,6 +40,10 @@ class Limits:
     num_kept: int  # tokens, special ones included
     side: str | None  # left or right; None: a text that is longer is refused
 
+    def kept(self, tokens: list[int]) -> list[int]:
+        """What is left of a text with its special tokens, where it may be cut."""
+        return tokens if self.side is None else cut(tokens, self.num_kept, self.side)
+
     def check(self, token_ids: Sequence[int], param: str, position: int | None) -> None:
         """Raises ApiError 400 for a text that is too long or has no token at all."""
         longest = self.info.max_model_len
@@ -141,9 +145,7 @@ def text_tokens(
     for position, token_ids in enumerate(encoded([prompt + text for text in texts], services, limits, param)):
         if limits.side is not None:
             token_ids = cut(token_ids, max(0, most), limits.side)
-        whole = layout.join(token_ids) if layout else token_ids
-        if limits.side is not None:
-            whole = cut(whole, limits.num_kept, limits.side)
+        whole = limits.kept(layout.join(token_ids) if layout else token_ids)
         limits.check(whole, param, position if is_list else None)
         check_rows(whole, tokenizer, info, param)
         found.append(PoolText(whole, num_instruction_tokens=min(num_prompt, len(whole))))
