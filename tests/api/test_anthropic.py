@@ -139,6 +139,27 @@ def test_a_call_that_was_cut_off_is_no_error(deployment: Deployment) -> None:
     assert answer["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"repetition_detection": {"max_pattern_size": 1, "min_count": 6}}, "max_tokens"),
+        ({"stop_sequences": ["xxx"]}, "stop_sequence"),
+        ({}, "max_tokens"),
+    ],
+)
+def test_a_call_without_an_end_is_none_to_run(deployment: Deployment, fields: Any, reason: str) -> None:
+    deployment.says('<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "xxxxxxxxxx')
+    answer = ask(deployment, tools=TOOLS, **fields)
+    assert (answer["stop_reason"], [block["type"] for block in answer["content"]]) == (reason, ["tool_use"])
+    *_, delta, _ = deployment.events("/v1/messages", body(tools=TOOLS, stream=True, **fields))
+    assert json.loads(delta.data)["delta"]["stop_reason"] == reason
+
+
+def test_a_text_after_a_call_leaves_it_a_tool_use(deployment: Deployment) -> None:
+    deployment.says(f"{CALL_ADD}\nSo.")
+    assert ask(deployment, tools=TOOLS)["stop_reason"] == "tool_use"
+
+
 def test_tokens_of_the_prefix_cache_are_counted_apart(deployment: Deployment) -> None:
     usage = ask(deployment)["usage"]
     counted = deployment.request("POST", "/v1/messages/count_tokens", {"messages": body()["messages"]}).body

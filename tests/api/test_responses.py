@@ -145,6 +145,18 @@ def test_an_answer_that_was_cut_is_incomplete(deployment: Deployment) -> None:
     assert documents[-2]["item"]["status"] == "incomplete"
 
 
+@pytest.mark.parametrize(
+    "fields", [{"repetition_detection": {"max_pattern_size": 1, "min_count": 6}}, {"stop": "xxx"}, {}]
+)
+def test_a_call_without_an_end_is_incomplete(deployment: Deployment, fields: Any) -> None:
+    deployment.says('<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "xxxxxxxxxx')
+    *_, item, last = streamed(deployment, tools=TOOLS, **fields)
+    assert (last["type"], item["item"]["status"]) == ("response.incomplete", "incomplete")
+    for answer in (last["response"], ask(deployment, tools=TOOLS, **fields)):
+        assert (answer["status"], answer["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+        assert [call["status"] for call in answer["output"]] == ["incomplete"]
+
+
 def test_log_probabilities_come_where_they_are_asked_for(deployment: Deployment) -> None:
     deployment.says("hello")
     fields: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}

@@ -10,12 +10,13 @@ its text is held back. Those of reasoning and of calls belong to no block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ember.front.api.samples import Piece
 from ember.front.text.output import Content, Delta, Reasoning, ToolCallArguments, ToolCallStart
+from ember.untrusted_json import UntrustedJsonError, loads_strict
 from ember.wire import TokenLogprobs
 
 Kind = Literal["reasoning", "text", "call"]
@@ -146,3 +147,20 @@ def whole_blocks(piece: Piece) -> list[Block]:
     reader = BlockReader()
     reader.push(piece)
     return reader.blocks
+
+
+def arguments_of(call: Block) -> dict[str, Any] | None:
+    """The arguments of a call. None where they are no object, which is so where they were cut off."""
+    try:
+        given = loads_strict(call.text.encode())
+    except UntrustedJsonError:
+        return None
+    return given if isinstance(given, dict) else None
+
+
+def is_cut(piece: Piece, blocks: Sequence[Block]) -> bool:
+    """Whether the last block of a finished sample has no end. A call may be cut by a stop string or an end token, too:
+    nobody may take it for one to run."""
+    if piece.finish_reason in ("length", "abort", "repetition"):
+        return True
+    return bool(blocks) and blocks[-1].kind == "call" and arguments_of(blocks[-1]) is None

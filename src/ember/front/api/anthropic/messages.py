@@ -8,7 +8,16 @@ from typing import Any
 
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from ember.front.api.anthropic.translate import FIELD_NAMES, chat_body, own_error
-from ember.front.api.blocks import Block, BlockDelta, BlockEvent, BlockReader, BlockStart, whole_blocks
+from ember.front.api.blocks import (
+    Block,
+    BlockDelta,
+    BlockEvent,
+    BlockReader,
+    BlockStart,
+    arguments_of,
+    is_cut,
+    whole_blocks,
+)
 from ember.front.api.body import parse_body
 from ember.front.api.call import ApiCall
 from ember.front.api.chat import open_chat
@@ -20,9 +29,6 @@ from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
 from ember.front.api.streaming import json_text, start_stream
 from ember.front.errors import ApiError, aborted
-from ember.untrusted_json import UntrustedJsonError, loads_strict
-
-_STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
 
 async def create_message(services: Services, raw_request: Request) -> Response | EventStream:
@@ -70,13 +76,14 @@ def _head(call: ApiCall) -> dict[str, Any]:
 
 def _stop(piece: Piece, blocks: Sequence[Block]) -> dict[str, Any]:
     """`stop_reason` and `stop_sequence` of a finished sample."""
-    is_cut = bool(blocks) and blocks[-1].kind == "call" and _arguments(blocks[-1].text) is None
-    if isinstance(piece.stop_reason, str) and (piece.finish_reason == "stop" or is_cut):
+    was_cut = is_cut(piece, blocks)
+    by_string = isinstance(piece.stop_reason, str) and piece.finish_reason != "repetition"
+    if by_string and (piece.finish_reason == "stop" or was_cut):
         return {"stop_reason": "stop_sequence", "stop_sequence": piece.stop_reason}
-    reason = _STOP_REASONS.get(piece.finish_reason or "", "end_turn")
-    if reason == "end_turn" and blocks and blocks[-1].kind == "call":  # of a tool that the request named
-        reason = "tool_use"
-    return {"stop_reason": reason, "stop_sequence": None}
+    if was_cut:
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    has_calls = any(block.kind == "call" for block in blocks)
+    return {"stop_reason": "tool_use" if has_calls else "end_turn", "stop_sequence": None}
 
 
 def _usage(runs: Runs) -> dict[str, Any]:
@@ -100,21 +107,7 @@ def _whole_block(block: Block) -> dict[str, Any]:
         return {"type": "thinking", "thinking": block.text, "signature": _signature(block)}
     if block.kind == "text":
         return {"type": "text", "text": block.text}
-    return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.text)}
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """The arguments of a call as an object: an empty one where they were cut off."""
-    return _arguments(arguments) or {}
-
-
-def _arguments(text: str) -> dict[str, Any] | None:
-    """The arguments of a call. None where they are no object, which is so where they were cut off."""
-    try:
-        given = loads_strict(text.encode())
-    except UntrustedJsonError:
-        return None
-    return given if isinstance(given, dict) else None
+    return {"type": "tool_use", "id": block.id, "name": block.name, "input": arguments_of(block) or {}}
 
 
 class _Events:

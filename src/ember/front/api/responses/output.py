@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ember.front.api.blocks import Block, BlockDelta, BlockEnd, BlockEvent, BlockReader, BlockStart
+from ember.front.api.blocks import Block, BlockDelta, BlockEnd, BlockEvent, BlockReader, BlockStart, is_cut
 from ember.front.api.call import ApiCall
 from ember.front.api.exchange import Event, new_id
 from ember.front.api.logprobs import chat_logprobs
@@ -21,7 +21,6 @@ from ember.front.api.streaming import json_text
 from ember.front.errors import ApiError, aborted
 from ember.wire import TokenLogprobs
 
-_CUT = ("length", "abort")  # finish reasons of an output that has no end
 _PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_"}
 
 
@@ -80,7 +79,7 @@ class Reply:
         """The items of the output. The last one is incomplete where the output was cut, or has not ended."""
         blocks = self.reader.blocks
         statuses = ["completed"] * len(blocks)
-        if blocks and (self.last is None or self.last.finish_reason in (None, *_CUT)):
+        if blocks and (self.last is None or self.last.finish_reason is None or is_cut(self.last, blocks)):
             statuses[-1] = "incomplete"
         return [self.item(block, status) for block, status in zip(blocks, statuses, strict=True)]
 
@@ -125,10 +124,10 @@ class Reply:
 
     def finished(self, runs: Runs) -> dict[str, Any]:
         """The response object at the end."""
-        reason = None if self.last is None else self.last.finish_reason
-        if reason == "abort":
+        if self.last is not None and self.last.finish_reason == "abort":
             return self.body("failed", runs, aborted())
-        return self.body("incomplete" if reason == "length" else "completed", runs)
+        was_cut = self.last is not None and is_cut(self.last, self.reader.blocks)
+        return self.body("incomplete" if was_cut else "completed", runs)
 
 
 def usage(runs: Runs) -> dict[str, Any]:
@@ -216,9 +215,9 @@ class ResponseEvents:
             events.append(self._event("response.output_text.done", **part, text=text, logprobs=logprobs))
         if block.kind != "call":
             events.append(self._event("response.content_part.done", **part, part=self._part(block)))
-        last = self._reply.last
-        is_cut = last is not None and last.finish_reason in _CUT and block is self._reply.reader.blocks[-1]
-        item = self._reply.item(block, "incomplete" if is_cut else "completed")
+        last, blocks = self._reply.last, self._reply.reader.blocks
+        was_cut = block is blocks[-1] and last is not None and is_cut(last, blocks)
+        item = self._reply.item(block, "incomplete" if was_cut else "completed")
         events.append(self._event("response.output_item.done", output_index=block.index, item=item))
         return events
 
