@@ -19,7 +19,7 @@ import torch
 
 from ember.front.api.openai_forms import openai_error
 from ember.front.api.pooling import late_interaction
-from ember.front.api.pooling.answers import CohereEmbeddings, CohereFloats
+from ember.front.api.pooling.answers import CohereEmbeddings, CohereError, CohereFloats
 from ember.front.api.pooling.routes import COHERE_ERRORS, POOLING_ROUTES
 from ember.front.api.pooling.vectors import SIZES, as_bytes
 from ember.front.api.routes import ROUTER
@@ -134,6 +134,18 @@ def test_a_conversation(embedder: Deployment) -> None:
     assert texts(embedder) == [f"{USER}hello"]
     ask(embedder, EMBED, {"messages": messages, "add_generation_prompt": True, "add_special_tokens": True})
     assert texts(embedder) == [f"{BOS}{USER}hello{ASSISTANT}"]
+
+
+@pytest.mark.parametrize("field", ["input", "messages"])
+@pytest.mark.parametrize("path", [EMBED, POOLING, CLASSIFY])
+def test_conversations_of_either_field(embedder: Deployment, path: str, field: str) -> None:
+    embedder.pools("embed", "classify")
+    one, other = [{"role": "user", "content": "a"}], [{"role": "user", "content": [{"type": "text", "text": "b"}]}]
+    ask(embedder, path, {field: one})
+    assert texts(embedder) == [f"{USER}a"]
+    answer = ask(embedder, path, {field: [one, other], "add_generation_prompt": True})
+    assert texts(embedder) == [f"{USER}a{ASSISTANT}", f"{USER}b{ASSISTANT}"]
+    assert [entry["index"] for entry in answer["data"]] == [0, 1]
 
 
 def test_options_reach_the_engine(embedder: Deployment) -> None:
@@ -261,6 +273,35 @@ def test_the_first_api_of_cohere(embedder: Deployment) -> None:
     assert typed["response_type"] == "embeddings_by_type" and typed["embeddings"].keys() == {"int8"}
     CohereFloats.model_validate(answer)
     CohereEmbeddings.model_validate(typed)
+
+
+def test_cohere_needs_no_input_type(embedder: Deployment) -> None:
+    embedder.services.sentences = SentenceFiles({"query": "q: "}, "query")
+    answer = ask(embedder, COHERE, {"texts": ["a"], "embedding_types": ["float"]})
+    assert texts(embedder) == [f"{BOS}q: a"] and answer["meta"]["api_version"] == {"version": "2"}
+
+
+def test_errors_of_cohere_have_both_forms() -> None:
+    """Its clients read `message`, and those of vLLM, which has routes of the same names, `error`."""
+    for error in (ApiError(400, "no", param="texts"), ApiError(401, "no")):
+        body = COHERE_ERRORS.body(error)
+        assert body == {"message": "no", **openai_error(error)}
+        CohereError.model_validate(body)
+
+
+def test_raw_scores_are_without_activation(deployment: Deployment) -> None:
+    """The name that Infinity and text-embeddings-inference have for it."""
+    deployment.pools("classify", "score")
+    bodies = ((SCORE, {"text_1": "a", "text_2": "b"}), (RERANK, {"query": "a", "documents": ["b"]}))
+    for path, body in (*bodies, (CLASSIFY, {"input": "a"})):
+        for fields, expected in (
+            ({"raw_scores": True}, False),
+            ({"raw_scores": False}, True),
+            ({"raw_scores": True, "use_activation": True}, True),
+            ({}, None),
+        ):
+            ask(deployment, path, {**body, **fields})
+            assert options(deployment).use_activation is expected
 
 
 def test_pairs_of_a_cross_encoder(reranker: Deployment) -> None:
@@ -397,6 +438,16 @@ def test_classes(reranker: Deployment) -> None:
             "embedding_type",
             "encoding_format bytes contradict",
         ),
+        (EMBED, {"input": [{"role": "user", "content": 5}]}, "body.input.0.content", "validation error"),
+        (EMBED, {"input": [[{"role": "user"}], [{"content": "a"}]]}, "body.input.1.0.role", "1 validation error"),
+        (EMBED, {"messages": [[]]}, "body.messages.0", "1 validation error"),
+        (EMBED, {"messages": [{"role": "user", "content": "a"}, []]}, "body.messages.1", "1 validation error"),
+        (
+            EMBED,
+            {"messages": [[{"role": "user", "content": text}] for text in ("a", "b " * 200)]},
+            "input_tokens",
+            "It is messages.1.",
+        ),
         (EMBED, {"input": "a" * 100_000}, "input_text", "maximum context length is 256 tokens"),
         (EMBED, {"input": "\ud800"}, "body.input", "lone surrogate"),
         (EMBED, {"input": "a", "truncate_prompt_tokens": 257}, "truncate_prompt_tokens", "cannot be greater than"),
@@ -431,10 +482,9 @@ def test_classes(reranker: Deployment) -> None:
             "max_tokens_per_doc",
             "must be less than",
         ),
-        (COHERE, {"texts": ["a"]}, "body.input_type", "validation error"),
         (COHERE, {"texts": ["a"], "input_type": "x"}, "input_type", "Supported values: search_query, search_document"),
         (COHERE, {"texts": [], "input_type": "clustering"}, "texts", "missing or empty"),
-        (COHERE, {"images": ["x"], "input_type": "clustering"}, "images", "not supported"),
+        (COHERE, {"images": ["x"], "input_type": "image"}, "images", "not supported"),
         (
             COHERE,
             {"texts": ["abc"], "input_type": "clustering", "truncate": "NONE", "max_tokens": 2},

@@ -55,7 +55,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "ClassifyRequest": ("input",),
 }
 REQUIRED |= {"ScoreRequest": ("text_1", "text_2"), "RerankRequest": ("query", "documents")}
-REQUIRED |= {"CohereEmbedRequest": ("texts", "input_type"), "FirstCohereEmbedRequest": ("texts",)}
+REQUIRED |= {"CohereEmbedRequest": ("texts",)}
 
 
 def body_of(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:

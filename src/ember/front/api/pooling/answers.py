@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ember.front.api.answers import AnswerModel, Usage
+from ember.front.api.answers import AnswerModel, ErrorDetail, Usage
 
 
 class Embedding(AnswerModel):
@@ -136,3 +136,4 @@ class CohereFloats(AnswerModel):
 
 class CohereError(AnswerModel):
     message: str
+    error: ErrorDetail | Literal["Unauthorized"]

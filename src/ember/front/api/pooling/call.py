@@ -13,7 +13,7 @@ from ember.front.api.body import ignored_fields
 from ember.front.api.call import answer_headers, request_name, unread_priority
 from ember.front.api.exchange import Request
 from ember.front.api.meter import log_finished
-from ember.front.api.pooling.schemas import FirstCohereEmbedRequest, PoolingRequest
+from ember.front.api.pooling.schemas import ClassifyRequest, CohereEmbedRequest, PairRequest, PoolingRequest
 from ember.front.api.scheduling import requested_cache_salt, requested_priority
 from ember.front.api.services import Services
 from ember.front.api.usage import usage_body
@@ -159,7 +159,7 @@ class PoolingCall:
 
 def open_pooling_call(
     raw_request: Request,
-    request: PoolingRequest | FirstCohereEmbedRequest,
+    request: PoolingRequest | CohereEmbedRequest,
     services: Services,
     info: Ready,
     id_prefix: str,
@@ -185,6 +185,14 @@ def open_pooling_call(
         cache_salt=requested_cache_salt(request),
         arrived=raw_request.arrived,
     )
+
+
+def activation_of(request: ClassifyRequest | PairRequest) -> bool | None:
+    """Whether values are activated: `use_activation`, or the opposite of `raw_scores`, the name of Infinity and
+    text-embeddings-inference."""
+    if request.use_activation is None and request.raw_scores is not None:
+        return not request.raw_scores
+    return request.use_activation
 
 
 async def written(pooled: Sequence[Pooled], write: Callable[[], Result]) -> Result:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.exchange import Request, Response
-from ember.front.api.pooling.call import open_pooling_call, prompt_of, written
+from ember.front.api.pooling.call import activation_of, open_pooling_call, prompt_of, written
 from ember.front.api.pooling.schemas import ClassifyRequest
 from ember.front.api.pooling.texts import read_texts
 from ember.front.api.pooling.vectors import values_of
@@ -20,7 +20,7 @@ async def create_classification(services: Services, raw_request: Request) -> Res
     request = await parse_body(ClassifyRequest, raw_request.body)
     call = open_pooling_call(raw_request, request, services, info, "classify")
     texts = await read_texts(request, services, info, prompt_of(request.prompt_name, services))
-    pooled = await call.run(texts, "classify", use_activation=request.use_activation)
+    pooled = await call.run(texts, "classify", use_activation=activation_of(request))
     labels = call.pooling.labels
 
     def write() -> Response:

@@ -10,7 +10,7 @@ from ember.front.api.exchange import Request, Response
 from ember.front.api.pooling import vectors
 from ember.front.api.pooling.call import open_pooling_call, prompt_of, written
 from ember.front.api.pooling.embeddings import check_bits, check_dimensions
-from ember.front.api.pooling.schemas import CohereEmbedRequest, FirstCohereEmbedRequest
+from ember.front.api.pooling.schemas import CohereEmbedRequest
 from ember.front.api.pooling.score import cohere_meta
 from ember.front.api.pooling.texts import Limits, joined, text_tokens
 from ember.front.api.services import Services
@@ -30,22 +30,22 @@ _PROMPT_NAMES = {
 
 async def create_cohere_embeddings(services: Services, raw_request: Request) -> Response:
     """Embed `texts`, or the texts in `inputs`. Raises ApiError."""
-    return await _embed(services, raw_request, CohereEmbedRequest)
+    return await _embed(services, raw_request, "2")
 
 
 async def create_first_cohere_embeddings(services: Services, raw_request: Request) -> Response:
-    """Embed texts in the form of Cohere's first API: without `embedding_types` the vectors stand alone, and
-    `input_type` may be missing. Raises ApiError."""
-    return await _embed(services, raw_request, FirstCohereEmbedRequest)
+    """Embed texts in the form of Cohere's first API: without `embedding_types` the vectors stand alone. Raises
+    ApiError."""
+    return await _embed(services, raw_request, "1")
 
 
-async def _embed(services: Services, raw_request: Request, schema: type[FirstCohereEmbedRequest]) -> Response:
+async def _embed(services: Services, raw_request: Request, version: str) -> Response:
     info = await services.ready()
-    request = await parse_body(schema, raw_request.body)
+    request = await parse_body(CohereEmbedRequest, raw_request.body)
     call = open_pooling_call(raw_request, request, services, info, "embd")
     check_dimensions(request.output_dimension, "output_dimension", services, info)
-    prompt = prompt_of(None, services) if request.input_type is None else _prompt(request.input_type, services)
     texts = _texts(request)
+    prompt = prompt_of(None, services) if request.input_type is None else _prompt(request.input_type, services)
     pool_texts = await in_thread(request, text_tokens, texts, services, _limits(request, info), True, "texts", prompt)
     if request.truncate == "NONE" and request.max_tokens is not None:
         _check_max_tokens(request.max_tokens, max(len(text.token_ids) for text in pool_texts))
@@ -58,7 +58,7 @@ async def _embed(services: Services, raw_request: Request, schema: type[FirstCoh
 
     def write() -> Response:
         embeddings: Any = {kind: [_WRITERS[kind](each) for each in pooled] for kind in kinds}
-        form, version = "embeddings_by_type", "2" if schema is CohereEmbedRequest else "1"
+        form = "embeddings_by_type"
         if version == "1" and not request.embedding_types:
             embeddings, form = embeddings["float"], "embeddings_floats"
         body: dict[str, Any] = {
@@ -84,7 +84,7 @@ _WRITERS: dict[str, Callable[[Pooled], Any]] = {
 }
 
 
-def _texts(request: FirstCohereEmbedRequest) -> list[str]:
+def _texts(request: CohereEmbedRequest) -> list[str]:
     if request.images:
         raise later("images")
     if request.texts and request.inputs:
@@ -95,7 +95,7 @@ def _texts(request: FirstCohereEmbedRequest) -> list[str]:
     return texts
 
 
-def _limits(request: FirstCohereEmbedRequest, info: Ready) -> Limits:
+def _limits(request: CohereEmbedRequest, info: Ready) -> Limits:
     most = info.max_model_len
     if request.truncate == "NONE":
         return Limits(info, most, None)

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ember.front.api.openai_forms import openai_error
 from ember.front.api.route import Description, ErrorForm, Handler, Route, loaded_later
 from ember.front.errors import ApiError
 from ember.wire import PoolingTask
 
 
 def cohere_error(error: ApiError) -> dict[str, Any]:
-    return {"message": error.message}
+    """Cohere's `message`, and `error` for clients of vLLM, whose routes of these names answer in OpenAI's form."""
+    return {"message": error.message, **openai_error(error)}
 
 
 COHERE_ERRORS = ErrorForm(cohere_error, "CohereError")
@@ -75,7 +77,7 @@ POOLING_ROUTES = (
         errors=COHERE_ERRORS,
         about=Description(
             summary="Embed texts, in the form of Cohere's first API",
-            body=("FirstCohereEmbedRequest",),
+            body=("CohereEmbedRequest",),
             answer=("CohereFloats", "CohereEmbeddings"),
         ),
     ),

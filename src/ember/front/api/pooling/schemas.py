@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from ember.front.api.schemas import Int64, Items, Messages, OpenModel, TokenIds
+from ember.front.api.schemas import MAX_ITEMS, Int64, Items, Messages, OpenModel, TokenIds
 from ember.front.errors import bad_request
 
 MAX_TEXTS = 2**17  # of one request
@@ -48,6 +48,31 @@ class Content(OpenModel):
 Contents = Annotated[list[str | Content], Field(max_length=MAX_TEXTS, fail_fast=True)]
 
 
+Conversations = Annotated[list[Messages], Field(max_length=MAX_ITEMS, fail_fast=True)]
+
+
+def _kind_of_input(given: Any) -> str:
+    """Tells texts, a conversation and a list of such apart, so that faults are reported of what was meant alone."""
+    if not isinstance(given, list) or not given:
+        return "texts"
+    first = given[0]
+    if isinstance(first, list):
+        return "conversations" if first and isinstance(first[0], dict) else "texts"
+    return "conversation" if isinstance(first, dict) and "role" in first else "texts"
+
+
+def _kind_of_messages(given: Any) -> str:
+    is_list = isinstance(given, list) and bool(given) and isinstance(given[0], list)
+    return "conversations" if is_list else "conversation"
+
+
+_OneConversation = Annotated[Messages, Tag("conversation")]
+_ManyConversations = Annotated[Conversations, Tag("conversations")]
+_Texts = Annotated[str | TokenIds | Texts | ManyTokenIds | Contents, Tag("texts")]
+Input = Annotated[_Texts | _OneConversation | _ManyConversations, Discriminator(_kind_of_input)]
+OneOrMoreConversations = Annotated[_OneConversation | _ManyConversations, Discriminator(_kind_of_messages)]
+
+
 class PoolingRequest(OpenModel):
     """The fields that all bodies share."""
 
@@ -62,10 +87,10 @@ class PoolingRequest(OpenModel):
 
 
 class InputRequest(PoolingRequest):
-    """A body with texts, token ids or a conversation. The options of the chat template are those of a chat."""
+    """A body with texts, token ids or conversations. The options of the chat template are those of a chat."""
 
-    input: Annotated[str | TokenIds | Texts | ManyTokenIds | Contents | None, _few_texts("input")] = None
-    messages: Messages | None = None
+    input: Annotated[Input | None, _few_texts("input")] = None
+    messages: OneOrMoreConversations | None = None
     add_special_tokens: bool | None = None
     prompt_name: str | None = None
     add_generation_prompt: bool | None = None
@@ -101,12 +126,15 @@ class PoolRequest(EncodedRequest):
 class ClassifyRequest(InputRequest):
     """POST /classify."""
 
+    raw_scores: bool | None = None
+
 
 class PairRequest(PoolingRequest):
     """What scores and rerank share."""
 
     max_tokens_per_query: Annotated[Int64, Field(ge=0)] | None = None
     max_tokens_per_doc: Annotated[Int64, Field(ge=0)] | None = None
+    raw_scores: bool | None = None
     instruction: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -138,8 +166,8 @@ class CohereInput(OpenModel):
     content: Items[Part]
 
 
-class FirstCohereEmbedRequest(OpenModel):
-    """POST /v1/embed."""
+class CohereEmbedRequest(OpenModel):
+    """POST /v2/embed, and /v1/embed."""
 
     model: str | None = None
     input_type: str | None = None
@@ -153,9 +181,3 @@ class FirstCohereEmbedRequest(OpenModel):
     priority: Int64 | None = None
     cache_salt: str | None = None
     request_id: str | None = None
-
-
-class CohereEmbedRequest(FirstCohereEmbedRequest):
-    """POST /v2/embed."""
-
-    input_type: str

@@ -10,7 +10,7 @@ from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.exchange import Request, Response
-from ember.front.api.pooling.call import PoolingCall, open_pooling_call, written
+from ember.front.api.pooling.call import PoolingCall, activation_of, open_pooling_call, written
 from ember.front.api.pooling.late_interaction import late_scores
 from ember.front.api.pooling.pairs import PairLimits, pair_limits, pair_texts, side_texts
 from ember.front.api.pooling.routes import SIDES
@@ -102,14 +102,14 @@ async def scored_texts(
     services = call.services
     if "score" in call.info.tasks:
         pairs = await in_thread(request, pair_texts, queries, documents, request, services, limits)
-        pooled = await call.run(pairs, "score", use_activation=request.use_activation)
+        pooled = await call.run(pairs, "score", use_activation=activation_of(request))
         return list(zip(pairs, [_single(each) for each in pooled], strict=True))
     texts, count = await in_thread(request, side_texts, queries, documents, services, limits), len(queries)
     if "embed" in call.info.tasks:
         pooled = await call.run(texts, "embed")
         scores = await written(pooled, lambda: _cosines(pooled[:count], pooled[count:]))
     else:
-        scores = await late_scores(call, texts[:count], texts[count:], request.use_activation)
+        scores = await late_scores(call, texts[:count], texts[count:], activation_of(request))
     return list(zip(texts[count:], scores, strict=True))
 
 

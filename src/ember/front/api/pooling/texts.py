@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.chat_prompt import adds_generation_prompt, render_chat
@@ -23,7 +24,6 @@ from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
 
 _CHAT_FIELDS = (
-    "messages",
     "add_special_tokens",
     "add_generation_prompt",
     "continue_final_message",
@@ -61,18 +61,20 @@ def requested_limits(request: PoolingRequest, tokenizer: Tokenizer, info: Ready)
 
 
 async def read_texts(request: InputRequest, services: Services, info: Ready, prompt: str) -> list[PoolText]:
-    """The texts of `input`, or the conversation in `messages`. `prompt` is put before each text. Raises ApiError
-    400."""
+    """The texts of `input`, or the conversations in `messages` or `input`. `prompt` is put before each text. Raises
+    ApiError 400."""
     limits = requested_limits(request, services.tokenizer, info)
-    if request.messages is not None:
-        if request.input is not None:
-            raise bad_request("Give `input` or `messages`, not both.", "input")
-        return [await _conversation(request, services, limits)]
     given = request.input
+    if request.messages is not None:
+        if given is not None:
+            raise bad_request("Give `input` or `messages`, not both.", "input")
+        return await _conversations(request.messages, request, services, limits, "messages")
     if given is None or (len(given) == 0 and not isinstance(given, str)):
         raise bad_request(
             "`input` is missing or empty: give a text, token ids, a list of them, or `messages`.", "input"
         )
+    if _is_conversation(given):
+        return await _conversations(given, request, services, limits, "input")
     adds_special = request.add_special_tokens is not False
     if isinstance(given, list) and isinstance(given[0], int):
         given = [given]  # type: ignore[list-item]
@@ -84,18 +86,30 @@ async def read_texts(request: InputRequest, services: Services, info: Ready, pro
     return await in_thread(request, text_tokens, texts, services, limits, adds_special, "input", prompt)
 
 
-async def _conversation(request: InputRequest, services: Services, limits: Limits) -> PoolText:
+def _is_conversation(given: Any) -> bool:
+    """Whether `input` has the messages of a conversation, or a list of such."""
+    first = given[0] if isinstance(given, list) else None
+    return isinstance(first[0] if isinstance(first, list) and first else first, dict)
+
+
+async def _conversations(
+    given: Sequence[Any], request: InputRequest, services: Services, limits: Limits, param: str
+) -> list[PoolText]:
+    """The texts that the chat template makes of a conversation, or of each of a list. Raises ApiError 400."""
+    is_list = isinstance(given[0], list)
+    conversations = given if is_list else [given]
     body = {name: value for name in _CHAT_FIELDS if (value := getattr(request, name)) is not None}
-    chat = await parse_body(ChatRequest, {"add_generation_prompt": False, **body})
+    chat = await parse_body(ChatRequest, {"add_generation_prompt": False, **body, "messages": conversations[0]})
     refuse_template_overrides(chat)
     adds_generation_prompt(chat)
     tools = requested_tools(chat, services, to_run=False).shown
 
     def tokens() -> list[PoolText]:
-        text, _, _ = render_chat(chat, services, tools)
-        return text_tokens([text], services, limits, bool(chat.add_special_tokens), "messages", "", is_list=False)
+        chats = [chat.model_copy(update={"messages": messages}) for messages in conversations]
+        texts = [render_chat(each, services, tools)[0] for each in chats]
+        return text_tokens(texts, services, limits, bool(chat.add_special_tokens), param, "", is_list=is_list)
 
-    return (await in_thread(chat, tokens))[0]
+    return await in_thread(chat, tokens)
 
 
 def plain_texts(given: str | Content | Sequence[str | Content], param: str) -> list[str]:
