@@ -470,6 +470,19 @@ def test_logits_are_shifted_and_scaled():
 
     assert finished(logit_mean=2.0, logit_sigma=1.5, enable_chunked_processing=False) == 2.0
     assert finished(logit_bias=1.0) == 4.0
+    assert finished(logit_bias=1.0, logit_scale=2.0) == 8.0
+    with pytest.raises(ModelError, match="logit_scale is the older name of 1 / logit_sigma"):
+        finished(logit_scale=2.0, logit_sigma=1.0)
+
+
+@pytest.mark.parametrize("name", ["task", "pooling_task", "pooling_target"])
+def test_the_task_has_the_names_of_several_versions(name: str) -> None:
+    settings = TaskSettings(pooler={name: "token_classify"})
+    config = read_pooling("sequence_classification", {"num_labels": 1}, settings, Modules())
+    assert config is not None and config.tasks == ("token_classify",)
+    both = TaskSettings(pooler={name: "classify", "task" if name != "task" else "pooling_task": "token_classify"})
+    with pytest.raises(ModelError, match="task, pooling_task, pooling_target are names of one field"):
+        read_pooling("sequence_classification", {"num_labels": 1}, both, Modules())
 
 
 def test_the_prediction_is_what_the_boot_says(embedder, tmp_path):

@@ -388,9 +388,11 @@ def _as_asked(config: PoolingConfig, asked: _Asked) -> PoolingConfig:
 
 
 _TOKEN_TYPES = ("all", "step")
+_TASK_NAMES = ("task", "pooling_task", "pooling_target")  # its names in several versions of vLLM
 _FIELDS = (
+    *_TASK_NAMES,
     *("pooling_type", "seq_pooling_type", "tok_pooling_type", "normalize", "softmax", "activation", "use_activation"),
-    *("dimensions", "logit_bias", "logit_mean", "logit_sigma", "step_tag_id", "returned_token_ids", "task"),
+    *("dimensions", "logit_bias", "logit_mean", "logit_scale", "logit_sigma", "step_tag_id", "returned_token_ids"),
     *("enable_chunked_processing", "max_embed_len"),
 )
 
@@ -415,12 +417,18 @@ class _Asked:
             raise ModelError("POOLER_CONFIG: use_activation and its older names contradict each other: set one of them")
         self.use_activation: bool | None = switches[0] if switches else None
         self.dimensions = fields.optional_integer("dimensions", None)
-        self.task = fields.text("task")
+        tasks = {text for name in _TASK_NAMES if (text := fields.text(name)) is not None}
+        if len(tasks) > 1:
+            raise ModelError(f"POOLER_CONFIG: {', '.join(_TASK_NAMES)} are names of one field: set one of them")
+        self.task = next(iter(tasks), None)
         older, mean = (fields.optional_number(name, None) for name in ("logit_bias", "logit_mean"))
         if older is not None and mean is not None:
             raise ModelError("POOLER_CONFIG: logit_bias is the older name of logit_mean: set one of them")
         self.logit_mean = mean if mean is not None else older or 0.0
-        self.logit_sigma = fields.optional_number("logit_sigma", None, above=0.0) or 1.0
+        scale, sigma = (fields.optional_number(name, None, above=0.0) for name in ("logit_scale", "logit_sigma"))
+        if scale is not None and sigma is not None:
+            raise ModelError("POOLER_CONFIG: logit_scale is the older name of 1 / logit_sigma: set one of them")
+        self.logit_sigma = 1.0 / scale if scale is not None else sigma or 1.0
         if fields.flag("enable_chunked_processing", False):
             raise fields.error(
                 "enable_chunked_processing", "false: a text longer than the context is not served in pieces"
