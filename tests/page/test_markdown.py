@@ -130,10 +130,11 @@ def test_forms(page: Any, text: str, expected: str) -> None:
     assert page.evaluate(RENDER, text) == expected
 
 
-# How long the text takes at growing sizes, the best of three: the first size at which four times the text took far more
-# than four times as long, or more than the deadline. It looks no further than that; null if there is none.
+# How long the text takes at growing sizes, the best of three: the first size at which sixteen times the text took over
+# 64 times as long (quadratic time: 256 times), or more than the deadline. It looks no further than that; null if there
+# is none.
 GROWTH = """([start, piece, end]) => {
-  let before = Infinity;
+  const times = [Infinity, Infinity];
   for (const size of [500, 2000, 8000, 32000]) {
     const text = start + piece.repeat(size / piece.length) + end;
     let best = Infinity;
@@ -141,10 +142,10 @@ GROWTH = """([start, piece, end]) => {
       const began = performance.now();
       new GrowingMarkdown(document.createElement("div")).update(text, true);
       best = Math.min(best, performance.now() - began);
-      if (best > 5000) return { size, best, before };
+      if (best > 5000) return { size, best, times };
     }
-    if (best > 50 && best > 10 * before) return { size, best, before };
-    before = best;
+    if (best > 64 * Math.max(times.at(-2), 0.8)) return { size, best, times };
+    times.push(best);
   }
   return null;
 }"""
