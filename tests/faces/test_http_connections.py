@@ -548,6 +548,43 @@ def test_a_form_is_a_body_like_others(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("second", [b'; filename="g"', b""])
+def test_a_form_with_two_parts_of_one_name_is_refused(second: bytes, tmp_path: Path) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="file"%s\r\n\r\ntext\r\n'
+    form = part % b'; filename="f"' + part % second + b"--x--\r\n"
+    head = form_head().replace(b"Length: %d" % len(FORM), b"Length: %d" % len(form))
+
+    async def scenario() -> None:
+        async with running(batch_dir=str(tmp_path)) as served:
+            reader, writer = await served.connect()
+            writer.write(head + form)
+            status, headers, body = await read_answer(reader)
+            error = json.loads(body)["error"]
+            assert (status, error["param"], headers["connection"]) == (400, "file", "close")
+            assert error["message"] == "The form has two parts with the name 'file'."
+            writer.close()
+            assert not list(tmp_path.rglob("upload-*"))
+
+    asyncio.run(scenario())
+
+
+def test_no_answer_names_the_library_that_sends_it() -> None:
+    async def scenario() -> None:
+        async with running() as served:
+            for sent in (
+                post({"words": 1}),
+                b"GET /health HTTP/1.1\r\n\r\n",
+                b"GET /none HTTP/1.1\r\n\r\n",
+                b"x\r\n\r\n",
+            ):
+                reader, writer = await served.connect()
+                writer.write(sent)
+                assert (await read_answer(reader))[1]["server"] == "ember"
+                writer.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_client_that_waits_to_be_asked_for_its_form(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(batch_dir=str(tmp_path)) as served:

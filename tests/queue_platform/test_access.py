@@ -83,6 +83,7 @@ def test_a_platform_for_other_machines_has_any_name() -> None:
                 for headers, expected in (({"Host": "platform:8000"}, 200), ({"Origin": "https://evil.example"}, 403)):
                     async with session.get(f"{played.url}/health", headers=headers) as response:
                         assert response.status == expected
+                        assert response.headers["Server"] == "ember"  # and not the library's name and version
         finally:
             await played.close()
 

@@ -47,6 +47,7 @@ class Platform:
         self.endpoint = Endpoint(store, self._webhooks.send)
         guard: Any = self._guard
         self._app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard])
+        self._app.on_response_prepare.append(_name_server)
         self._app[ENDPOINT] = self.endpoint
         self._app[POLL_SECONDS] = poll_seconds
         add_client_routes(self._app)
@@ -114,6 +115,11 @@ class Platform:
         except Exception:
             log.exception("%r %r failed", http.method[:20], http.path[:200])
             return answer({"error": "internal error; the platform's log has it"}, 500)
+
+
+async def _name_server(http: web.Request, response: web.StreamResponse) -> None:
+    """Name this server, where aiohttp would name itself and its version."""
+    response.headers["Server"] = "ember"
 
 
 def _page(http: web.Request) -> web.Response | None:

@@ -79,7 +79,7 @@ class Server(web.Server):
         self, message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
     ) -> web.BaseRequest:
         limit = self._max_body_bytes
-        return web.BaseRequest(message, payload, protocol, writer, task, self._loop, client_max_size=limit)
+        return _Request(message, payload, protocol, writer, task, self._loop, client_max_size=limit)
 
     async def _handle(self, http: web.BaseRequest) -> web.StreamResponse:
         connection = http.protocol
@@ -104,6 +104,12 @@ class Server(web.Server):
         finally:
             self.in_flight.discard(task)
             connection.end()
+
+
+class _Request(web.BaseRequest):
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """Name this server, where aiohttp would name itself and its version."""
+        response.headers["Server"] = "ember"
 
 
 class Connection(web.RequestHandler):

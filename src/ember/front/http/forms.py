@@ -22,6 +22,7 @@ MAX_PARTS = 64
 CHUNK_BYTES = 2**18
 PART_SECONDS = 60.0  # for the next bytes to arrive
 FORM_SECONDS = 1800.0  # time limit for a whole form
+_CLOSING = {"Connection": "close"}  # of an error: the rest of the body is not read
 
 
 def is_form(http: web.BaseRequest) -> bool:
@@ -37,22 +38,23 @@ async def read_form(http: web.BaseRequest, directory: Path) -> dict[str, Any]:
         while (part := await _in_time(reader.next())) is not None:
             if not isinstance(part, BodyPartReader) or part.name is None or len(form) >= MAX_PARTS:
                 raise ValueError(f"a form has at most {MAX_PARTS} parts, each with a name")
+            if part.name in form:
+                message = f"The form has two parts with the name {part.name[:64]!a}."
+                raise ApiError(400, message, type="Bad Request", param=part.name[:64], headers=_CLOSING)
             if part.filename is None:
                 form[part.name] = (await _read(part, MAX_FIELD_BYTES)).decode("utf-8", "replace")
             else:
-                remove_files({part.name: form.pop(part.name, None)})
                 form[part.name] = await _kept(part, part.filename, directory)
     except BaseException as error:
         remove_files(form)
-        closing = {"Connection": "close"}  # the rest of the body is not read
         if isinstance(error, TimeoutError):
-            raise ApiError(408, "The form stopped arriving.", type="Request Timeout", headers=closing) from None
+            raise ApiError(408, "The form stopped arriving.", type="Request Timeout", headers=_CLOSING) from None
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-            raise ApiError(500, f"The form's files cannot be written: {error.strerror}.", headers=closing) from None
+            raise ApiError(500, f"The form's files cannot be written: {error.strerror}.", headers=_CLOSING) from None
         if isinstance(error, Exception) and not isinstance(error, ApiError | ConnectionError):
             # The reader of forms has errors of its own, such as for a header that is none, and some of Python's.
             message = f"The form cannot be read: {ascii(' '.join(str(error).split()))[1:200]}"
-            raise ApiError(400, message, type="Bad Request", param="body", headers=closing) from None
+            raise ApiError(400, message, type="Bad Request", param="body", headers=_CLOSING) from None
         raise
     return form
 
@@ -117,4 +119,4 @@ async def _chunk(part: BodyPartReader) -> bytes:
 
 def _too_large(name: str | None, most: int) -> ApiError:
     message = f"{name!r:.80} has more than {most} bytes."
-    return ApiError(413, message, type="Request Entity Too Large", headers={"Connection": "close"})
+    return ApiError(413, message, type="Request Entity Too Large", headers=_CLOSING)
