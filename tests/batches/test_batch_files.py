@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import time
@@ -61,6 +62,33 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: str, message: str) -> None
     checked = check_file(tmp_path / "in.jsonl", "/v1/completions")
     assert [fault.number for fault in checked.faults] == [3] and message in checked.faults[0].message
     assert set(checked.places.values()) >= {1, 4}
+
+
+def test_what_the_model_cannot_answer_is_named_and_nothing_runs(tmp_path: Path) -> None:
+    """A path without a route is found before the model is loaded, and a route of other models when it is."""
+    for url, message in (
+        ("/bad_url", "line 2: No route answers a POST of '/bad_url'."),
+        ("/v1/files", "line 2: /v1/files cannot be used in a batch."),
+        ("/v1/responses/resp_1/cancel", "line 2: /v1/responses/{response_id}/cancel cannot be used in a batch."),
+        ("/generate_stream", "line 2: /generate_stream cannot be used in a batch."),
+        ("/ping", "line 2: No route answers a POST of '/ping'."),
+        ("/v1/embeddings", "line 2: /v1/embeddings needs a model that does embed. The model `demo` does generate."),
+    ):
+        lines = [request("a", body={"prompt": "A fox"}), request("b", url=url), request("c", url=url)]
+        (tmp_path / "in.jsonl").write_text("\n".join(lines))
+        with Process("-m", "ember", "batch", "in.jsonl", "out.jsonl", "--model", "demo", cwd=tmp_path) as refused:
+            assert refused.wait(60) == 1 and f"in.jsonl: {message}" in refused.log()
+        assert not (tmp_path / "out.jsonl").exists() or not (tmp_path / "out.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_request_ends_with_a_message(tmp_path: Path, number: int) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")
+    with Process("-m", "ember", "batch", "in.jsonl", "out.jsonl", "--model", "demo", cwd=tmp_path) as early:
+        with (tmp_path / "in.jsonl").open("w"):  # once the command has opened the other end
+            early.popen.send_signal(number)
+            assert early.wait() == 130
+        assert early.log() == "interrupted: run the same command again\n"
 
 
 def test_a_file_of_too_many_requests_is_not_read_to_its_end(tmp_path: Path) -> None:

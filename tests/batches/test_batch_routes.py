@@ -66,7 +66,24 @@ def test_files_and_batches_as_the_sdk_uses_them(tmp_path: Path) -> None:
                 "endpoint",
             ),
             (lambda: client.batches.create(input_file_id="file-x", **options), 404, "No such file"),
+            (
+                lambda: client.batches.create(input_file_id=file.id, **options | {"endpoint": "/v1/embeddings"}),
+                400,
+                "endpoint must be .* needs a model that does embed. The model `demo` does generate",
+            ),
+            (
+                lambda: client.batches.create(input_file_id=file.id, **options | {"endpoint": "/bad"}),
+                400,
+                "No route answers",
+            ),
             (lambda: client.batches.list(limit=0), 400, "limit must be a number from 1 to 100"),
+            (lambda: client.batches.list(extra_query={"order": "foo"}), 400, "order must be 'asc' or 'desc'"),
+            (lambda: client.files.list(extra_query={"order": "foo"}), 400, "order must be 'asc' or 'desc'"),
+            (lambda: client.batches.list(after=file.id), 400, "after must be an id of the list"),
+            (lambda: client.files.list(after="batch_" + "0" * 32), 400, "after must be an id of the list"),
+            (lambda: client.batches.list(extra_query={"purpose": "x"}), 400, "`purpose` is no query parameter"),
+            (lambda: client.files.list(extra_query={"before": "x"}), 400, "`before` is no query parameter"),
+            (lambda: client.files.list(limit=10_001), 400, "limit must be a number from 1 to 10000"),
         ):
             with pytest.raises(openai.APIStatusError, match=message) as caught:
                 call()
@@ -91,6 +108,8 @@ def test_files_and_batches_as_the_sdk_uses_them(tmp_path: Path) -> None:
         assert ended.cancelled_at is not None and ended.request_counts.completed < 300
         with pytest.raises(openai.BadRequestError, match="is cancelled and cannot be cancelled"):
             client.batches.cancel(cancelled.id)
+        oldest = client.batches.list(limit=1, extra_query={"order": "asc"}).data[0]
+        assert oldest.id == wrong.id
         first = client.batches.list(limit=2)
         assert len(first.data) == 2 and first.has_more and len(first.get_next_page().data) == 1
         assert client.files.delete(file.id).deleted

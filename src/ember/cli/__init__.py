@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         prepare()
         gc.disable()  # imports allocate many objects and free few; front/start.py enables it again
         leave_on_signals(0 if os.environ.get("RUNPOD_WEBHOOK_GET_JOB") else None)  # the engine ends with the front
+    if arguments[:1] == ["batch"]:
+        # until the requests run
+        leave_on_signals(130, lambda: print("interrupted: run the same command again", file=sys.stderr))
     # pydantic reads the metadata of every installed package, 10 ms, in search of plugins for itself.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
     from ember.flags import make_parser, with_dashes

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from ember.cli.api_client import ServerError, connect
 from ember.front.api.batches import local
-from ember.front.api.batches.lines import BatchLine, check_file
+from ember.front.api.batches.lines import BatchLine, Checked, check_file
+from ember.front.api.batches.local import batch_route
 from ember.front.api.batches.results import Answer, ResultFile, ResultsError
 from ember.front.api.batches.run import Ask, BatchRun, GaveUp, Reply, Unreachable
 from ember.front.api.exchange import request_id
+from ember.front.api.router import check_task
+from ember.front.errors import ApiError
 from ember.front.link.engine import EngineError
 from ember.front.signals import on_signals
 from ember.settings import Settings
@@ -46,7 +49,7 @@ def run(
     if len({path.resolve() for path in paths}) < len(paths):
         raise BatchError("the input, the results and the errors must be different files")
     try:
-        checked = check_file(source)
+        checked = check_file(source, refuse_url=partial(_refused, settings) if url is None else lambda path: None)
     except OSError as error:
         raise BatchError(f"{source}: {error.strerror}") from None
     if checked.num_faults:
@@ -63,7 +66,8 @@ def run(
         found = batch.counts.done
         if found:
             print(f"{found} of {batch.counts.total} requests have results already", file=sys.stderr)
-        is_whole = found == batch.counts.total or asyncio.run(_run(batch, settings, url, key, window))
+        opened = _served(url, key) if url is not None else _local(settings, source, checked)
+        is_whole = found == batch.counts.total or asyncio.run(_run(batch, opened, window))
     counts = batch.counts
     print(f"{counts.done} of {counts.total} requests have results; {counts.failed} of them failed", file=sys.stderr)
     if not is_whole:
@@ -72,11 +76,22 @@ def run(
     return 1 if counts.failed else 0
 
 
-async def _run(batch: BatchRun, settings: Settings, url: str | None, key: str | None, window: int | None) -> bool:
+def _refused(settings: Settings, url: str) -> str | None:
+    """Why no route of this worker answers a request of a batch at this path."""
+    try:
+        batch_route(url, settings)
+    except ApiError as error:
+        return error.message
+    return None
+
+
+Opened = contextlib.AbstractAsyncContextManager[tuple[Ask, int]]
+
+
+async def _run(batch: BatchRun, opened: Opened, window: int | None) -> bool:
     """Run the batch until it is done, or a signal comes. Returns whether it is done. Raises BatchError."""
     stopping, _ = on_signals()
     stop = asyncio.create_task(stopping.wait())
-    opened = _served(url, key) if url is not None else _local(settings)
     work = asyncio.create_task(_work(batch, opened, window))
     showing = asyncio.create_task(_show(batch))
     try:
@@ -95,16 +110,15 @@ async def _run(batch: BatchRun, settings: Settings, url: str | None, key: str | 
         await asyncio.gather(showing, return_exceptions=True)
 
 
-async def _work(
-    batch: BatchRun, opened: contextlib.AbstractAsyncContextManager[tuple[Ask, int]], window: int | None
-) -> None:
+async def _work(batch: BatchRun, opened: Opened, window: int | None) -> None:
     async with opened as (ask, usual_window):
         await batch.run(ask, window or usual_window)
 
 
 @asynccontextmanager
-async def _local(settings: Settings) -> AsyncIterator[tuple[Ask, int]]:
-    """The routes over a model that is loaded for the batch. Raises EngineError."""
+async def _local(settings: Settings, source: Path, checked: Checked) -> AsyncIterator[tuple[Ask, int]]:
+    """The routes over a model that is loaded for the batch. Raises EngineError, and BatchError for an input with
+    requests that the model cannot answer."""
     from ember.front.start import launch
 
     logging.getLogger("ember.requests").setLevel(logging.WARNING)  # a line for each request is of no use here
@@ -113,7 +127,11 @@ async def _local(settings: Settings) -> AsyncIterator[tuple[Ask, int]]:
     try:
         await worker.start()
         services = await worker.ready()
-
+        for url, number in checked.urls.items():
+            try:
+                check_task(batch_route(url, settings), services)
+            except ApiError as error:
+                raise BatchError(f"{source}: line {number}: {error.message}") from None
         yield partial(local.ask, services), 2 * services.engine.info.max_num_seqs
     finally:
         await worker.close()

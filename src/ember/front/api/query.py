@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ember.front.api.exchange import Request
 from ember.front.errors import bad_request
 
 _MOST_DIGITS = 9  # more are no number that a route takes
+
+
+def check_query(raw_request: Request, *known: str) -> None:
+    """Raises ApiError 400 for a parameter that the route does not know: a misspelt one would change what it does."""
+    for name in raw_request.query:
+        if name not in known:
+            allowed = f"it knows {', '.join(map(repr, known))}" if known else "it knows none"
+            raise bad_request(f"`{name[:64]}` is no query parameter of {raw_request.path}: {allowed}.", name[:64])
 
 
 def whole_number(given: str, least: int, most: int) -> int | None:

@@ -102,11 +102,11 @@ class Router:
         TRACEPARENT.set(raw_request.headers.get("traceparent"))
         try:
             match.check()
-            _check_enabled(route, services.settings)
+            check_enabled(route, services.settings)
             if route.is_admin and raw_request.is_job:
                 message = f"{route.path} is for the operator of a worker, over HTTP; a job reaches any worker."
                 raise ApiError(403, message, type="PermissionDeniedError")
-            _check_task(route, services)
+            check_task(route, services)
             raw_request.parameters = match.parameters
             assert route.answer is not None
             answer = await route.answer(services, raw_request)
@@ -139,7 +139,8 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(pattern, re.DOTALL)
 
 
-def _check_enabled(route: Route, settings: Settings) -> None:
+def check_enabled(route: Route, settings: Settings) -> None:
+    """Raises ApiError 403 and 404 for a route that a setting turns on and this deployment has not."""
     if route.enabled_by is None or getattr(settings, route.enabled_by):
         return
     how = " to true" if isinstance(getattr(settings, route.enabled_by), bool) else ""
@@ -149,7 +150,7 @@ def _check_enabled(route: Route, settings: Settings) -> None:
     raise ApiError(404, f"Not Found: {hint}", type="Not Found")
 
 
-def _check_task(route: Route, services: Services) -> None:
+def check_task(route: Route, services: Services) -> None:
     """Raises ApiError 400 for a route whose tasks the model does not do, once the engine has named its own."""
     if not route.tasks:
         return

@@ -6,13 +6,14 @@ import asyncio
 import re
 import time
 
+from ember.front.api.batches.local import batch_route
 from ember.front.api.batches.manager import batches_of
 from ember.front.api.batches.schemas import BatchCreateRequest
 from ember.front.api.batches.store import FINAL, Record, page, public
 from ember.front.api.body import parse_body, shown
 from ember.front.api.exchange import Request, Response, UploadedFile, new_id
-from ember.front.api.query import whole_number
-from ember.front.api.routes import ROUTER
+from ember.front.api.query import check_query, whole_number
+from ember.front.api.router import check_task
 from ember.front.api.services import Services
 from ember.front.api.unsupported import later
 from ember.front.errors import ApiError, bad_request
@@ -41,13 +42,11 @@ async def create_file(services: Services, raw_request: Request) -> Response:
 
 async def list_files(services: Services, raw_request: Request) -> Response:
     """Answer with a page of the files. Raises ApiError 400."""
+    check_query(raw_request, "purpose", "order", "limit", "after")
     files = await asyncio.to_thread(batches_of(services).store.all_files)
     purpose = raw_request.query.get("purpose")
-    order = raw_request.query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise bad_request(f"order must be 'asc' or 'desc', got {shown(order)}.", "order")
     kept = [file for file in files if purpose is None or file["purpose"] == purpose]
-    return Response(200, page(kept, _limit(raw_request, MAX_FILES_LISTED), raw_request.query.get("after"), order))
+    return _page(raw_request, kept, MAX_FILES_LISTED)
 
 
 async def get_file(services: Services, raw_request: Request) -> Response:
@@ -79,10 +78,10 @@ async def create_batch(services: Services, raw_request: Request) -> Response:
     request = await parse_body(BatchCreateRequest, raw_request.body)
     if request.output_expires_after:
         raise later("output_expires_after")
-    route = ROUTER.find("POST", request.endpoint)
-    if not route.is_allowed or not route.route.tasks:
-        message = "endpoint must be a route that the model answers, such as '/v1/chat/completions', got "
-        raise bad_request(f"{message}{shown(request.endpoint)}.", "endpoint")
+    try:
+        check_task(batch_route(request.endpoint, services.settings), services)
+    except ApiError as error:
+        raise bad_request(f"endpoint must be a route that the model answers: {error.message}", "endpoint") from None
     window = _WINDOW.fullmatch(request.completion_window)
     if window is None:
         message = f"completion_window must be a time such as '24h', got {shown(request.completion_window)}."
@@ -122,9 +121,10 @@ async def create_batch(services: Services, raw_request: Request) -> Response:
 
 async def list_batches(services: Services, raw_request: Request) -> Response:
     """Answer with a page of the batches. Raises ApiError 400."""
+    check_query(raw_request, "order", "limit", "after")
     store = batches_of(services).store
     found = [_seen(services, batch) for batch in await asyncio.to_thread(store.all_batches)]
-    return Response(200, page(found, _limit(raw_request, MAX_BATCHES_LISTED, 20), raw_request.query.get("after")))
+    return _page(raw_request, found, MAX_BATCHES_LISTED, 20)
 
 
 async def get_batch(services: Services, raw_request: Request) -> Response:
@@ -152,12 +152,14 @@ def _seen(services: Services, batch: Record) -> Record:
     return {**batch, "status": "cancelling", "cancelling_at": batch["cancelling_at"] or int(time.time())}
 
 
-def _limit(raw_request: Request, most: int, usual: int | None = None) -> int:
-    """How many records a page may have. Raises ApiError 400."""
-    given = raw_request.query.get("limit")
-    if given is None:
-        return usual or most
-    number = whole_number(given, 1, most)
-    if number is None:
-        raise bad_request(f"limit must be a number from 1 to {most}, got {shown(given)}.", "limit")
-    return number
+def _page(raw_request: Request, records: list[Record], most: int, usual: int | None = None) -> Response:
+    """The page that the query asks for, of at most `most` records, and of `usual` without a limit. Raises ApiError
+    400."""
+    query = raw_request.query
+    limit = whole_number(query["limit"], 1, most) if "limit" in query else usual or most
+    if limit is None:
+        raise bad_request(f"limit must be a number from 1 to {most}, got {shown(query['limit'])}.", "limit")
+    order = query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise bad_request(f"order must be 'asc' or 'desc', got {shown(order)}.", "order")
+    return Response(200, page(records, limit, query.get("after"), order))

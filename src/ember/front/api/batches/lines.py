@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ MAX_LINE_BYTES = 32 * 2**20
 MAX_FAULTS = 100  # that are listed of one file
 MAX_REQUESTS = 50_000  # of a batch that a server runs: OpenAI's limit
 MAX_MODELS = 16  # whose names are kept of one file
+MAX_URLS = 64  # the same
 MAX_ID_CHARS = 512
 _BOM = b"\xef\xbb\xbf"
 
@@ -54,6 +55,7 @@ class Checked:
     faults: list[Fault] = field(default_factory=list)  # the first `MAX_FAULTS`
     num_faults: int = 0
     models: set[str] = field(default_factory=set)  # the first `MAX_MODELS` that the requests name
+    urls: dict[str, int] = field(default_factory=dict)  # the first `MAX_URLS`, each with its first line
 
 
 def key_of(custom_id: str) -> bytes:
@@ -61,9 +63,14 @@ def key_of(custom_id: str) -> bytes:
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def check_file(path: Path, endpoint: str | None = None, max_requests: int | None = None) -> Checked:
+def check_file(
+    path: Path,
+    endpoint: str | None = None,
+    max_requests: int | None = None,
+    refuse_url: Callable[[str], str | None] = lambda url: None,
+) -> Checked:
     """Read all lines once. With an `endpoint` every line must be for this path; beyond `max_requests` the rest is not
-    read. Raises OSError."""
+    read. `refuse_url` says why a url cannot be used. Raises OSError."""
     checked = Checked()
     for line in read_lines(path):
         fault = line if isinstance(line, Fault) else None
@@ -74,6 +81,11 @@ def check_file(path: Path, endpoint: str | None = None, max_requests: int | None
             elif endpoint is not None and line.url != endpoint:
                 message = f"The url is {shown(line.url)}, but the batch is for {endpoint!r}."
                 fault = Fault(line.number, "mismatched_endpoint", message, "url")
+            elif line.url not in checked.urls:
+                if (reason := refuse_url(line.url)) is not None:
+                    fault = Fault(line.number, "invalid_url", reason, "url")
+                elif len(checked.urls) < MAX_URLS:
+                    checked.urls[line.url] = line.number
             model = line.body.get("model")
             if isinstance(model, str) and model and len(checked.models) < MAX_MODELS:
                 checked.models.add(model)

@@ -6,11 +6,27 @@ from ember.front.api.batches.lines import BatchLine
 from ember.front.api.batches.results import Answer
 from ember.front.api.batches.run import GaveUp, Reply
 from ember.front.api.exchange import EventStream, Request, request_id
+from ember.front.api.route import Route
+from ember.front.api.router import check_enabled
 from ember.front.api.routes import ROUTER
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
+from ember.settings import Settings
 
-_NOT_IN_A_BATCH = ("/v1/batches", "/v1/files")
+_NOT_IN_A_BATCH = ("/v1/batches", "/v1/files", "/generate_stream")
+
+
+def batch_route(url: str, settings: Settings) -> Route:
+    """The route of a request in a batch. Raises ApiError for a path that no batch of this deployment can use."""
+    found = ROUTER.find("POST", url)
+    route = found.route
+    is_of_one = "{" in route.path  # of a thing that a route keeps for later requests: those of a batch keep nothing
+    if not found.is_allowed or route.answer is None:
+        raise bad_request(f"No route answers a POST of {url[:100]!r}.", "url")
+    if route.is_admin or is_of_one or route.path.startswith(_NOT_IN_A_BATCH):
+        raise bad_request(f"{route.path} cannot be used in a batch.", "url")
+    check_enabled(route, settings)
+    return route
 
 
 async def ask(services: Services, line: BatchLine) -> Reply:
@@ -19,8 +35,7 @@ async def ask(services: Services, line: BatchLine) -> Reply:
     route = ROUTER.find("POST", line.url).route
     request = Request("POST", line.url, line.body, is_job=True, id=name)
     try:
-        if route.is_admin or route.path.startswith(_NOT_IN_A_BATCH):
-            raise bad_request(f"{route.path} cannot be used in a batch.", "url")
+        batch_route(line.url, services.settings)
         await services.ready()
         answer = await ROUTER.dispatch(services, request)
     except ApiError as error:

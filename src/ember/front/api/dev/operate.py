@@ -10,7 +10,7 @@ from ember import __version__
 from ember.front.api.body import parse_body
 from ember.front.api.dev.schemas import AbortRequest
 from ember.front.api.exchange import Request, Response
-from ember.front.api.query import flag, whole_number
+from ember.front.api.query import check_query, flag, whole_number
 from ember.front.api.services import Services
 from ember.front.errors import ApiError, bad_request
 from ember.front.link.control import LEVELS, MODES, TAGS, Mode
@@ -23,7 +23,7 @@ _SECRET_PARTS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # of the names of variab
 
 async def sleep(services: Services, raw_request: Request) -> Response:
     """Put the engine to sleep, which frees the device's memory from level 1 on. Raises ApiError."""
-    _check_query(raw_request, "level", "mode")
+    check_query(raw_request, "level", "mode")
     _check_sleep_mode(services)
     given = raw_request.query.get("level", "1")
     level = whole_number(given, LEVELS[0], LEVELS[-1])
@@ -37,7 +37,7 @@ async def sleep(services: Services, raw_request: Request) -> Response:
 
 async def wake_up(services: Services, raw_request: Request) -> Response:
     """End a sleep, or wake up only the parts that `tags` names. Raises ApiError."""
-    _check_query(raw_request, "tags")
+    check_query(raw_request, "tags")
     _check_sleep_mode(services)
     given = raw_request.query.get("tags", "")
     tags = [tag for tag in given.split(",") if tag]
@@ -52,13 +52,13 @@ async def wake_up(services: Services, raw_request: Request) -> Response:
 
 
 async def is_sleeping(services: Services, raw_request: Request) -> Response:
-    _check_query(raw_request)
+    check_query(raw_request)
     return Response(200, {"is_sleeping": services.engine.control.is_sleeping})
 
 
 async def pause(services: Services, raw_request: Request) -> Response:
     """Let no request start until `resume`. Raises ApiError."""
-    _check_query(raw_request, "mode", "wait_for_inflight_requests", "clear_cache")
+    check_query(raw_request, "mode", "wait_for_inflight_requests", "clear_cache")
     mode = _mode(raw_request)
     if flag(raw_request.query, "wait_for_inflight_requests", _FLAGS, False):  # the older name of the mode
         mode = "wait"
@@ -69,21 +69,21 @@ async def pause(services: Services, raw_request: Request) -> Response:
 
 
 async def resume(services: Services, raw_request: Request) -> Response:
-    _check_query(raw_request)
+    check_query(raw_request)
     control = services.engine.control
     await control.resume()
     return Response(200, {"status": "resumed", **({"is_sleeping": True} if control.is_sleeping else {})})
 
 
 async def is_paused(services: Services, raw_request: Request) -> Response:
-    _check_query(raw_request)
+    check_query(raw_request)
     return Response(200, {"is_paused": services.engine.control.is_paused})
 
 
 async def abort_requests(services: Services, raw_request: Request) -> Response:
     """End the named requests, or all. A request has the id of its answer, and that of `X-Request-Id`. Raises
     ApiError."""
-    _check_query(raw_request)
+    check_query(raw_request)
     request = await parse_body(AbortRequest, {} if raw_request.body is None else raw_request.body)
     names = set(request.request_ids or ())
     found = [runs for runs in services.running if not names or not names.isdisjoint(runs.names)]
@@ -94,7 +94,7 @@ async def abort_requests(services: Services, raw_request: Request) -> Response:
 
 async def reset_prefix_cache(services: Services, raw_request: Request) -> Response:
     """Requests that run keep their pages, whatever `reset_running_requests` says. Raises ApiError."""
-    _check_query(raw_request, "reset_running_requests", "reset_external")
+    check_query(raw_request, "reset_running_requests", "reset_external")
     for name in ("reset_running_requests", "reset_external"):
         flag(raw_request.query, name, _FLAGS, False)
     await services.engine.reset_prefix_cache()
@@ -103,13 +103,13 @@ async def reset_prefix_cache(services: Services, raw_request: Request) -> Respon
 
 async def reset_other_cache(services: Services, raw_request: Request) -> Response:
     """Prompts are text, and there is no other cache."""
-    _check_query(raw_request)
+    check_query(raw_request)
     return Response(200)
 
 
 async def server_info(services: Services, raw_request: Request) -> Response:
     """The settings and the engine's description, without secrets. Raises ApiError."""
-    _check_query(raw_request, "config_format")
+    check_query(raw_request, "config_format")
     form = raw_request.query.get("config_format", "text")
     if form not in ("text", "json"):
         raise bad_request(f"`config_format` must be 'text' or 'json', got {form[:64]!r}.", "config_format")
@@ -145,7 +145,7 @@ async def server_info(services: Services, raw_request: Request) -> Response:
 
 async def get_world_size(services: Services, raw_request: Request) -> Response:
     """The number of devices that the model is on, which is one. Raises ApiError."""
-    _check_query(raw_request, "include_dp")
+    check_query(raw_request, "include_dp")
     flag(raw_request.query, "include_dp", _FLAGS, True)
     return Response(200, {"world_size": 1})
 
@@ -153,14 +153,6 @@ async def get_world_size(services: Services, raw_request: Request) -> Response:
 def _check_sleep_mode(services: Services) -> None:
     if not services.settings.enable_sleep_mode:
         raise bad_request("Sleep mode is not enabled: set ENABLE_SLEEP_MODE to true.")
-
-
-def _check_query(raw_request: Request, *known: str) -> None:
-    """Raises ApiError 400 for a parameter that the route does not know: a misspelt one would change what it does."""
-    for name in raw_request.query:
-        if name not in known:
-            allowed = f"it knows {', '.join(map(repr, known))}" if known else "it knows none"
-            raise bad_request(f"`{name[:64]}` is no query parameter of {raw_request.path}: {allowed}.", name[:64])
 
 
 def _mode(raw_request: Request) -> Mode:
