@@ -177,6 +177,16 @@ def test_log_probabilities_come_where_they_are_asked_for(deployment: Deployment)
     assert ask(deployment, top_logprobs=2)["output"][0]["content"][0]["logprobs"] == []
 
 
+@pytest.mark.parametrize("per_step", [1, 3, 1000])
+def test_each_delta_has_the_log_probabilities_of_its_text(deployment: Deployment, per_step: int) -> None:
+    deployment.says("hello there", per_step)
+    documents = streamed(deployment, include=["message.output_text.logprobs"])
+    deltas = [document for document in documents if document["type"].endswith("text.delta")]
+    for document in deltas:
+        tokens = "".join(entry["token"] for entry in document["logprobs"])
+        assert tokens.removesuffix("</s>") == document["delta"]
+
+
 def test_a_failure_in_the_middle_is_the_last_event(deployment: Deployment) -> None:
     tokens = say(deployment.tokenizer, "hello")
     deployment.engine.script = lambda prompt, sampling: [

@@ -78,7 +78,7 @@ class BlockReader:
     def push(self, piece: Piece) -> list[BlockEvent]:
         """The events of one piece. After the last piece, which has a finish reason, all blocks have ended."""
         self._has_content = piece.has_content
-        deltas: Iterable[Delta] = piece.deltas or ((Content(piece.text),) if piece.text else ())
+        deltas = _joined(piece.deltas or ((Content(piece.text),) if piece.text else ()))
         logprobs = (*self._waiting, *piece.logprobs)
         is_held = not deltas and (self._open is None or self._open.kind == "text")
         for delta in deltas:
@@ -140,6 +140,18 @@ class BlockReader:
             self._add(self._blank)
             self._blank = ""
         self._end()
+
+
+def _joined(deltas: Iterable[Delta]) -> list[Delta]:
+    """The deltas with those of content that follow each other as one: the log probabilities are those of all."""
+    joined: list[Delta] = []
+    for delta in deltas:
+        last = joined[-1] if joined else None
+        if isinstance(delta, Content) and isinstance(last, Content):
+            joined[-1] = Content(last.text + delta.text)
+        else:
+            joined.append(delta)
+    return joined
 
 
 def whole_blocks(piece: Piece) -> list[Block]:
