@@ -27,6 +27,7 @@ EVENTS: dict[str, Any] = {
     "message_stop": answers.MessageStop,
 }
 PARTS = {"thinking_delta": "thinking", "text_delta": "text", "input_json_delta": "partial_json"}
+USE = {"type": "tool_use", "id": "x", "name": "add"}
 
 
 @pytest.fixture
@@ -262,6 +263,15 @@ def test_options_reach_the_engine(deployment: Deployment) -> None:
         ({"role": "user", "content": [{"type": "novel"}]}, {}, "'novel'"),
         ({"role": "user", "content": [{"text": "x"}]}, {}, "content.0.type"),
         ({"role": "assistant", "content": [{"type": "tool_use", "id": "x"}]}, {}, "content.0.name"),
+        ({"role": "assistant", "content": [{"type": "tool_use", "id": ""}]}, {}, "content.0.id"),
+        (
+            {"role": "assistant", "content": [{**USE, "name": ""}]},
+            {},
+            "`messages.0.content.0.name` must be a non-empty",
+        ),
+        ({"role": "assistant", "content": [{**USE, "input": None}]}, {}, "content.0.input"),
+        ({"role": "assistant", "content": [USE]}, {}, "content.0.input` must be an object, it is missing"),
+        ({"role": "assistant", "content": [{"type": "redacted_thinking"}]}, {}, "content.0.data"),
         ("hi", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type"),
         ("hi", {"tools": [{"name": "x"}]}, "tools.0.input_schema"),
         ("hi", {"tool_choice": {"type": "any"}}, "tools"),

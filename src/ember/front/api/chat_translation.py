@@ -64,3 +64,11 @@ def required_string(item: Mapping[str, Any], name: str, place: str) -> str:
         given = f"got {shown(value)}" if name in item else "it is missing"
         raise bad_request(f"`{place}.{name}` must be a string, {given}.", f"{place}.{name}")
     return value
+
+
+def filled_string(item: Mapping[str, Any], name: str, place: str) -> str:
+    """As `required_string`, of a string that may not be empty."""
+    text = required_string(item, name, place)
+    if not text:
+        raise bad_request(f"`{place}.{name}` must be a non-empty string.", f"{place}.{name}")
+    return text

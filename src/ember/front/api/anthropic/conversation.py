@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ember.front.api.body import shown
-from ember.front.api.chat_translation import required_string
+from ember.front.api.chat_translation import filled_string, required_string
 from ember.front.errors import ApiError, bad_request
 
 INSTRUCTING = ("system", "developer", "ctx", "msg")  # roles of instructions, under the names of several clients
 BILLING_HEADER = "x-anthropic-billing-header"  # begins a system block of Claude Code's that differs at every request
 _MEDIA = ("image", "video", "audio")
-_OPAQUE = ("redacted_thinking",)  # blocks without anything to read
 
 Part = dict[str, Any]
 
@@ -114,7 +113,9 @@ class _Reader:
                 reasoning.append(required_string(block, "thinking", where))
             elif kind == "tool_use":
                 calls.append(self._call(block, where))
-            elif kind not in _OPAQUE:
+            elif kind == "redacted_thinking":  # which only its maker can read
+                filled_string(block, "data", where)
+            else:
                 parts += self._block_parts(block, where)
         turn: dict[str, Any] = {"role": "assistant", "content": parts}
         if reasoning:
@@ -124,10 +125,11 @@ class _Reader:
         self._turns.append(turn)
 
     def _call(self, block: Mapping[str, Any], place: str) -> dict[str, Any]:
-        call_id, name = required_string(block, "id", place), required_string(block, "name", place)
-        given = block.get("input") or {}
+        call_id, name = filled_string(block, "id", place), filled_string(block, "name", place)
+        given = block.get("input")
         if not isinstance(given, dict):
-            raise bad_request(f"`{place}.input` must be an object, got {shown(given)}.", f"{place}.input")
+            found = f"got {shown(given)}" if "input" in block else "it is missing"
+            raise bad_request(f"`{place}.input` must be an object, {found}.", f"{place}.input")
         self._names[call_id] = name
         function = {"name": name, "arguments": json.dumps(given, ensure_ascii=False)}
         return {"id": call_id, "type": "function", "function": function}

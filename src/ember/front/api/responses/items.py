@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ember.front.api.body import shown
-from ember.front.api.chat_translation import required_string
+from ember.front.api.chat_translation import filled_string, required_string
 from ember.front.errors import bad_request
 
 SEALED = "ember:"  # begins `encrypted_content` of this worker's own reasoning
@@ -105,8 +105,8 @@ class _Reader:
 
     def _read_call(self, item: Item, place: str) -> None:
         call_id, name = (
-            required_string(item, "call_id", place),
-            full_name(required_string(item, "name", place), item.get("namespace")),
+            filled_string(item, "call_id", place),
+            full_name(filled_string(item, "name", place), item.get("namespace")),
         )
         self._names[call_id] = name
         function = {"name": name, "arguments": required_string(item, "arguments", place)}
