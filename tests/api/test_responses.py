@@ -177,6 +177,18 @@ def test_log_probabilities_come_where_they_are_asked_for(deployment: Deployment)
     assert ask(deployment, top_logprobs=2)["output"][0]["content"][0]["logprobs"] == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_raw_messages_come_where_they_are_asked_for(deployment: Deployment, stream: bool) -> None:
+    deployment.says(THOUGHT)
+    fields = {"tools": TOOLS, "enable_response_messages": True}
+    answer = streamed(deployment, **fields)[-1]["response"] if stream else ask(deployment, **fields)
+    (prompt,), (output,) = answer["input_messages"], answer["output_messages"]
+    assert (prompt["message"], prompt["tokens"]) == (deployment.prompt_text, deployment.engine.prompt)
+    assert output["message"] == f"{THOUGHT}</s>"
+    assert len(output["tokens"]) == answer["usage"]["output_tokens"]
+    assert "input_messages" not in ask(deployment)
+
+
 @pytest.mark.parametrize("per_step", [1, 3, 1000])
 def test_each_delta_has_the_log_probabilities_of_its_text(deployment: Deployment, per_step: int) -> None:
     deployment.says("hello there", per_step)
@@ -281,6 +293,7 @@ def test_the_form_of_the_text(deployment: Deployment, kind: str) -> None:
         ({"tools": [{"type": "namespace", "name": "x", "tools": [ADD]}]}, "name"),
         ({"input": [{"type": "function_call", "name": "x"}]}, "input.0.call_id"),
         ({"input": [{"type": "function_call_output", "call_id": "x"}]}, "input.0.output"),
+        ({"input": [{"type": "function_call", "call_id": "x", "name": ""}]}, "`input.0.name` must be a non-empty"),
         ({"tools": [{"type": "web_search"}]}, "'web_search'"),
         ({"tools": [{"type": "custom", "name": "x"}]}, "'custom'"),
         ({"tools": [{"type": "function"}]}, "name"),
@@ -292,6 +305,7 @@ def test_the_form_of_the_text(deployment: Deployment, kind: str) -> None:
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"prompt": {"id": "x"}}, "`prompt`"),
         ({"conversation": "x"}, "`conversation`"),
+        ({"previous_input_messages": [{"role": "user"}]}, "`previous_input_messages`"),
         ({"truncation": "some"}, "truncation"),
         ({"service_tier": "best"}, "service_tier"),
         ({"max_output_tokens": 0}, "max_output_tokens must be at least 1"),
@@ -302,7 +316,7 @@ def test_the_form_of_the_text(deployment: Deployment, kind: str) -> None:
         ({"text": {"format": {"type": "json_schema", "schema": {"type": 7}}}}, "`text.format` cannot be used"),
         ({"tools": [{"type": "function", "name": "x", "parameters": 7}]}, "`tools.0.parameters`"),
         ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "`tool_choice.name`"),
-        ({"background": True, "store": False}, "background"),
+        ({"background": True, "store": False}, "background can only be used when `store` is true."),
         ({"top_logprobs": -2}, "`top_logprobs` must be a positive value"),
         ({"top_logprobs": 21}, "greater than max allowed: 20"),
         ({"tools": [{"type": None, "name": "x"}]}, "got null"),
@@ -345,6 +359,8 @@ def test_a_response_is_continued_read_listed_and_deleted(deployment: Deployment)
     ask(deployment, [{"role": "user", "content": "c"}, reference, {"role": "user", "content": "d"}], store=False)
     assert deployment.prompt_text == "<|user|>c<|assistant|>one<|user|>d<|assistant|>"
     assert request(deployment, "GET", f"{PATH}/{second['id']}") == second
+    error = refusal(deployment, "POST", f"{PATH}/{second['id']}/cancel")
+    assert (error.status, error.message[:37]) == (400, "Cannot cancel a synchronous response.")
     listed = request(deployment, "GET", f"{PATH}/{second['id']}/input_items", order="asc")
     InputItems.model_validate(listed, strict=True)
     assert [item["role"] for item in listed["data"]] == ["user", "assistant", "user"]

@@ -84,6 +84,12 @@ class ReasoningOptions(AnswerModel):
     summary: str | None
 
 
+class RawMessage(AnswerModel):
+    type: Literal["raw_message_tokens"]
+    message: str
+    tokens: list[int]
+
+
 class ResponseObject(AnswerModel):
     id: str
     object: Literal["response"]
@@ -116,6 +122,8 @@ class ResponseObject(AnswerModel):
     truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
     user: str | None
+    input_messages: list[RawMessage] | None = None
+    output_messages: list[RawMessage] | None = None
 
 
 class ResponseEvent(AnswerModel):

@@ -39,7 +39,8 @@ async def create_response(services: Services, raw_request: Request) -> Response 
     store = store_of(services, raw_request)
     keeps = store if request.store is not False else None
     if request.background and keeps is None:
-        message = "`background` needs a stored response: leave `store` out, and set RESPONSES_STORE where it is off."
+        message = "background can only be used when `store` is true"
+        message += "." if store is not None else ", and RESPONSES_STORE is off here."
         raise bad_request(message, "background")
     history, items = await conversation(request, store)
     body, ignored = chat_body(request, history, items, services)

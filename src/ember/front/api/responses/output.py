@@ -26,7 +26,7 @@ _PREFIXES = {"reasoning": "rs_", "text": "msg_", "call": "fc_"}
 
 @dataclass(slots=True)
 class Reply:
-    """A response while it is made. `blocks` are those of its output."""
+    """A response while it is made. `token_ids` are those of its output, where the request wants to see them."""
 
     call: ApiCall
     request: ResponsesRequest
@@ -34,6 +34,7 @@ class Reply:
     reader: BlockReader = field(default_factory=BlockReader)
     ids: dict[int, str] = field(default_factory=dict)  # of items, by their place
     last: Piece | None = None
+    token_ids: list[int] = field(default_factory=list)
     namespaces: dict[str, tuple[str, str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,6 +42,8 @@ class Reply:
 
     def push(self, piece: Piece) -> list[BlockEvent]:
         self.last = piece
+        if self.request.enable_response_messages:
+            self.token_ids += piece.token_ids
         return self.reader.push(piece)
 
     def item(self, block: Block, status: str) -> dict[str, Any]:
@@ -120,6 +123,18 @@ class Reply:
             "truncation": request.truncation or "disabled",
             "usage": None if runs is None else usage(runs),
             "user": request.user,
+            **self._raw_messages(status),
+        }
+
+    def _raw_messages(self, status: str) -> dict[str, Any]:
+        """The texts and tokens of prompt and output as the model has them, of a response that is over."""
+        if not self.request.enable_response_messages or status in UNFINISHED:
+            return {}
+        prompt = self.call.specs[0].prompt
+        output = self.call.services.tokenizer.decode_exact(self.token_ids)
+        return {
+            "input_messages": [_raw_message(prompt.text or "", prompt.token_ids)],
+            "output_messages": [_raw_message(output, self.token_ids)],
         }
 
     def finished(self, runs: Runs) -> dict[str, Any]:
@@ -128,6 +143,10 @@ class Reply:
             return self.body("failed", runs, aborted())
         was_cut = self.last is not None and is_cut(self.last, self.reader.blocks)
         return self.body("incomplete" if was_cut else "completed", runs)
+
+
+def _raw_message(text: str, token_ids: Sequence[int]) -> dict[str, Any]:
+    return {"type": "raw_message_tokens", "message": text, "tokens": list(token_ids)}
 
 
 def usage(runs: Runs) -> dict[str, Any]:

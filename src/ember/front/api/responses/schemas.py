@@ -29,6 +29,7 @@ class InputTokensRequest(OpenModel):
     text: dict[str, Any] | None = None
     truncation: Annotated[str, Field(pattern="^(auto|disabled)$")] | None = None
     conversation: Any = None
+    previous_input_messages: Any = None
     prompt: Any = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -38,6 +39,7 @@ class ResponsesRequest(InputTokensRequest):
     """POST /v1/responses."""
 
     background: bool | None = None
+    enable_response_messages: bool | None = None
     include: Items[str] | None = None
     include_reasoning: bool | None = None
     max_output_tokens: Int64 | None = None

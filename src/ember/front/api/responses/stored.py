@@ -64,7 +64,8 @@ async def cancel_response(services: Services, raw_request: Request) -> Response:
     if running is None:
         store, stored = await _stored(services, raw_request, name)
         if not stored.body["background"]:
-            raise bad_request("Only a response with `background` set to true can be cancelled.", "response_id")
+            message = "Cannot cancel a synchronous response. Only one that was made with `background` can be cancelled."
+            raise bad_request(message, "response_id")
         if stored.body["status"] in UNFINISHED and await store.send_command(name, "cancel"):
             stored = await _ended(store, stored)
         return Response(200, stored.body)

@@ -48,7 +48,7 @@ def chat_body(
 ) -> tuple[dict[str, Any], list[str]]:
     """The body of the chat, and the names of what has no effect. `history` are the items of earlier responses, `items`
     those of this one. Raises ApiError 400."""
-    for name in ("prompt", "conversation"):
+    for name in ("prompt", "conversation", "previous_input_messages"):
         if getattr(request, name) is not None:
             raise bad_request(f"`{name}` is not supported: send `input`, or `previous_response_id`.", name)
     messages = chat_messages(history, items, services.model_name)
