@@ -1,8 +1,9 @@
-"""Experts that no token has are not read."""
+"""Experts that no token has are not read, and no layer has to have experts."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ember.engine.layers.experts import Experts
 from ember.engine.loading.load import load_decoder
 from ember.engine.models.decoder import Decoder
 from tests.engine_models.paged import Paged
-from tests.engine_models.test_parity import tokens
+from tests.engine_models.test_parity import assert_same, load, reference, tokens
 from tests.engine_models.tiny import make_tiny
 
 
@@ -52,3 +53,23 @@ def test_the_bytes_that_a_step_reads(model: Decoder) -> None:
     experts = 3 * 4 * 3 * 64 * 112 * 4  # layers, experts, matrices, sizes, bytes of a number
     assert model.bytes_read(1) == pytest.approx(model.weight_bytes - experts / 2)
     assert model.bytes_read(1000) == pytest.approx(model.weight_bytes)
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields"),
+    [
+        ("deepseek_v3", {"first_k_dense_replace": 4}),
+        ("glm4_moe_lite", {"mlp_layer_types": ["dense"] * 3}),
+        ("qwen3_next", {"mlp_only_layers": [0, 1, 2, 3]}),
+        ("qwen3_moe", {"decoder_sparse_step": 4}),
+        ("lfm2_moe", {"num_dense_layers": 4}),
+        ("ernie_moe", {"moe_layer_start_index": 3}),
+    ],
+)
+def test_no_layer_has_to_have_experts(variant: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    directory, sequences = make_tiny(variant, tmp_path, **fields), tokens((20,))
+    model = load(directory)
+    paged = Paged(model, sequences)
+    paged.step([(0, 20)])
+    assert model.config.experts is None
+    assert_same(paged.finish(), reference(directory, sequences), 2e-4)

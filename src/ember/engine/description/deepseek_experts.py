@@ -58,8 +58,6 @@ def read_deepseek_experts(
 def after_dense(fields: Fields, num_layers: int, dense: int, name: str = "first_k_dense_replace") -> tuple[bool, ...]:
     """Whether each layer has experts: all but the first ones, of which `dense` is the default number."""
     dense = fields.integer(name, dense, at_least=0)
-    if dense >= num_layers:
-        raise ModelError(f"{name}={dense} leaves no layer of num_hidden_layers={num_layers} with experts")
     return tuple(layer >= dense for layer in range(num_layers))
 
 

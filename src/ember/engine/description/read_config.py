@@ -143,6 +143,8 @@ def read_config(
     assert architecture is not None, "it is one of the supported ones"
     family = find_family(text)
     config = family.read(fields)
+    if config.experts is not None and config.experts.layers and not any(config.experts.layers):
+        config = replace(config, experts=None)
     if not fields.flag("is_causal", True) or WHOLE_TEXT in architecture:
         config = replace(config, bidirectional=True)
     _check_unread(fields, architecture, family)

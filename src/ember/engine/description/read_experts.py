@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ember.engine.description.config import ExpertNames, ExpertsConfig
-from ember.engine.description.fields import MAX_LAYERS, Fields, shown
+from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.errors import ModelError
 
 EXPERT_NAMES = ExpertNames(
@@ -48,9 +48,4 @@ def expert_layers(fields: Fields, num_layers: int) -> tuple[bool, ...]:
     if not isinstance(without, Sequence) or not all(type(layer) is int for layer in without):
         raise fields.error("mlp_only_layers", "a list of integers")
     found = tuple((layer + 1) % every == 0 and layer not in without for layer in range(num_layers))
-    if not any(found):
-        raise ModelError(
-            f"no layer has experts: decoder_sparse_step={every}, mlp_only_layers={shown(list(without))}, "
-            f"num_hidden_layers={num_layers}"
-        )
     return () if all(found) else found

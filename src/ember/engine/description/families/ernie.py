@@ -10,7 +10,6 @@ from ember.engine.description.fields import Fields
 from ember.engine.description.read_experts import EXPERT_NAMES, read_experts
 from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
-from ember.engine.errors import ModelError
 
 MOE_NAMES = replace(
     EXPERT_NAMES,
@@ -47,11 +46,6 @@ def read_moe(fields: Fields) -> DecoderConfig:
     last, interval = fields.integer("moe_layer_end_index", -1, at_least=-1), fields.integer("moe_layer_interval", 1)
     last = config.num_layers - 1 if last == -1 else last
     layers = tuple((layer + 1) % interval == 0 and first <= layer <= last for layer in range(config.num_layers))
-    if not any(layers):
-        raise ModelError(
-            f"no layer has experts: moe_layer_start_index={first}, moe_layer_end_index={last}, "
-            f"moe_layer_interval={interval}, num_hidden_layers={config.num_layers}"
-        )
     shared = fields.integer("moe_num_shared_experts", 2, at_least=0)
     return replace(
         config,

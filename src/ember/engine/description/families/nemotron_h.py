@@ -62,6 +62,8 @@ _SSD_NAMES = {
     "mamba_proj_bias": "use_bias",
     "hidden_act": "mamba_hidden_act",
 }
+# Names of older files, which hold beside the newer ones, as in transformers.
+_OLDER_NAMES = ("mamba_n_groups", "mamba_d_conv", "mamba_conv_bias")
 MAMBA2_CONTEXT = 131_072  # tokens; its states have no longest context, but pages without content count tokens
 
 
@@ -82,7 +84,9 @@ def read_nemotron_h(fields: Fields) -> DecoderConfig:
         reads_rope=False,
         intermediate=("intermediate_size", 21504),
     )
-    limits = fields.number("time_step_min", 0.001, at_least=0.0), inf
+    older = {name for name in (*_OLDER_NAMES, "mamba_dt_min") if fields.values.get(name) is not None}
+    names = {name: own for name, own in _SSD_NAMES.items() if name not in older}
+    least = fields.number("mamba_dt_min" if "mamba_dt_min" in older else "time_step_min", 0.001, at_least=0.0)
     mixers = read_mixers(given, len(kinds), _MIXERS, (), "layers_block_type")
     has_experts = tuple(kind == "moe" for kind in kinds)
     config = replace(
@@ -93,7 +97,7 @@ def read_nemotron_h(fields: Fields) -> DecoderConfig:
         mlp_bias=fields.flag("mlp_bias", False),
         layer_mixers=mixers,
         ssd=read_ssd(
-            fields, config.hidden_size, _SSD_NAMES, limits, mamba_n_groups=8, mamba_d_state=128, mamba_d_head=64
+            fields, config.hidden_size, names, (least, inf), mamba_n_groups=8, mamba_d_state=128, mamba_d_head=64
         ),
     )
     if "ssd" not in mixers:
@@ -184,15 +188,17 @@ NEMOTRON_H = Family(
         "layers_block_type hybrid_override_pattern layer_norm_epsilon mlp_hidden_act mamba_hidden_act mlp_bias "
         "mamba_num_heads mamba_head_dim n_groups ssm_state_size conv_kernel use_conv_bias use_bias time_step_min "
         "n_routed_experts num_local_experts num_experts_per_tok moe_intermediate_size moe_latent_size norm_topk_prob "
-        "routed_scaling_factor n_group topk_group moe_shared_expert_intermediate_size"
-    ),
+        "routed_scaling_factor n_group topk_group moe_shared_expert_intermediate_size mamba_dt_min"
+    )
+    | frozenset(_OLDER_NAMES),
     harmless={
         **dict.fromkeys(
             _HARMLESS
             | field_names(
                 "num_logits_to_keep use_mamba_kernels expand n_shared_experts moe_shared_expert_overlap "
                 "num_nextn_predict_layers mtp_layers_block_type mtp_hybrid_override_pattern layer_types "
-                "mamba_ssm_cache_dtype mamba_proj_bias sliding_window num_hidden_layers time_step_limit"
+                "mamba_ssm_cache_dtype mamba_proj_bias sliding_window num_hidden_layers time_step_limit "
+                "mamba_chunk_size mamba_expand mamba_dt_max mamba_dt_init_floor mamba_dt_limit"
             ),
             (),
         ),
