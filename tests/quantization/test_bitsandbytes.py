@@ -163,6 +163,24 @@ def test_models(variant: str, quantization: dict[str, Any], store: Any, layout: 
     check_answers(*twin)
 
 
+@pytest.mark.parametrize(("quantization", "store"), [(FOUR, double_nf4), (EIGHT, int8)])
+def test_matrices_that_the_plain_checkpoint_has_transposed(
+    quantization: dict[str, Any], store: Any, tmp_path: Path
+) -> None:
+    """transformers turns the Conv1D of GPT-2 before it quantises it, and stores it so."""
+
+    def turned(name: str, weight: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        stored, restored = store(name, weight.T.contiguous())
+        return stored, restored.T
+
+    sizes = {"n_inner": 128, "n_embd": 64, "n_head": 4}
+    twin = twins(
+        "gpt2", tmp_path, quantization, turned, lambda name: ".c_" in name and name.endswith(".weight"), **sizes
+    )
+    check_weights(*twin, rtol=1e-6)
+    check_answers(*twin)
+
+
 def test_modules_that_are_left_plain(tmp_path: Path) -> None:
     quantization = {**FOUR, "llm_int8_skip_modules": ["lm_head", "v_proj", "model.layers.1"]}
     twin = twins(

@@ -137,6 +137,15 @@ def test_the_files_decide_which_modules_are_plain(tmp_path: Path) -> None:
     check_weights(quantized, plain)
 
 
+@pytest.mark.parametrize("variant", ["gpt_oss", "granitemoe"])
+def test_experts_in_one_tensor_may_be_plain(variant: str, tmp_path: Path) -> None:
+    """Of programs that quantise linear layers alone, and not stacks of experts."""
+    quantized, plain = twins(
+        variant, tmp_path, config(), gptq(), lambda name: ".self_attn." in name and is_matrix(name)
+    )
+    check_weights(quantized, plain)
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [

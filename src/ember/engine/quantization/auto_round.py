@@ -42,7 +42,7 @@ class AutoRound(Mixed):
 
     def _scheme_for(self, stored: Stored) -> Scheme | None:
         name, files = stored.name, self._files
-        if is_plain_in(files, name):
+        if is_plain_in(files, stored):
             return None
         scheme, is_named = self._base, False
         for pattern, overriding in self._overrides:

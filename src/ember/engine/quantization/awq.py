@@ -156,7 +156,7 @@ class AWQ(Mixed):
         def scheme_of(stored: Stored) -> AWQScheme | GEMVScheme | None:
             name = stored.name
             is_plain = name in ignored or name == head
-            if is_plain_in(files, name) or (is_plain and f"{name}.qweight" not in files):
+            if is_plain_in(files, stored) or (is_plain and f"{name}.qweight" not in files):
                 return None
             return replace(scheme, scales=scale_dtype(files, f"{name}.scales"))
 

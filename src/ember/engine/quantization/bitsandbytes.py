@@ -166,7 +166,9 @@ class Int8:
     files: Files = field(default_factory=dict, compare=False)
 
     def sources(self, spec: LinearSpec) -> list[Source]:
-        codes = [matrix_source(output, spec.columns, stored=("I8",), dtype="int8") for output in spec.outputs]
+        # A matrix that the plain checkpoint has transposed (GPT-2) is turned before it is rounded.
+        outputs = (output._replace(stored=output.stored._replace(transposed=False)) for output in spec.outputs)
+        codes = [matrix_source(output, spec.columns, stored=("I8",), dtype="int8") for output in outputs]
         return codes + scale_sources(spec, _ABSMAX, ".SCB", (1, None), self.files)
 
     def held(self, spec: LinearSpec) -> Held:

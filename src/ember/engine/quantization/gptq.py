@@ -114,7 +114,7 @@ class GPTQ(Mixed):
 
     def _scheme_for(self, stored: Stored) -> GPTQScheme | None:
         name, files = stored.name, self._files
-        if is_plain_in(files, name):
+        if is_plain_in(files, stored):
             return None
         scheme: GPTQScheme | None = self._base
         for pattern, overriding in self._overrides:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ember.engine.description.fields import Fields
-from ember.engine.description.weights import LinearSpec, Output, Rows, Size
+from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Stored
 from ember.engine.errors import ModelError
 from ember.engine.quantization.base import Files, Source
 
@@ -150,9 +150,9 @@ def read_group(fields: Fields) -> int:
     return group
 
 
-def is_plain_in(files: Files, name: str) -> bool:
-    """Whether the files have the module as a plain matrix, whatever config.json says."""
-    return f"{name}.weight" in files and f"{name}.qweight" not in files
+def is_plain_in(files: Files, stored: Stored) -> bool:
+    """Whether the files have the module as a plain matrix, or as a plain stack, whatever config.json says."""
+    return stored.name + stored.suffix in files and f"{stored.name}.qweight" not in files
 
 
 def scale_dtype(files: Files, name: str) -> str:

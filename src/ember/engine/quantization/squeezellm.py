@@ -108,7 +108,7 @@ class SqueezeLLM(Mixed):
 
         def scheme_of(stored: Stored) -> SqueezeLLMScheme | None:
             name = stored.name
-            if is_plain_in(files, name) or (name == head and f"{name}.qweight" not in files):
+            if is_plain_in(files, stored) or (name == head and f"{name}.qweight" not in files):
                 return None
             if f"{name}.full_rows" in files:
                 raise ModelError(
