@@ -32,6 +32,8 @@ FILES += [
     "model-UD-Q2_K_XL.gguf",
     "mmproj-F16.gguf",
     "imatrix_unsloth.gguf",
+    "model.mmproj-Q8_0.gguf",
+    "model-imatrix.gguf",
     "model-Q4_K_M.gguf.part",
 ]
 

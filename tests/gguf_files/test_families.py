@@ -114,6 +114,9 @@ CASES = {
         permutes=True,
         metadata=lambda _: {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0},
     ),
+    "llama_linear_unnamed": Case(
+        A.LLAMA, "llama_linear", permutes=True, metadata=lambda _: {"rope.scaling.factor": 2.0}
+    ),
     "llama_yarn": Case(A.LLAMA, "llama_yarn", permutes=True, metadata=yarn),
     "mixtral": Case(A.LLAMA, "mixtral", {"sliding_window": None}, permutes=True),
     "qwen2": Case(A.QWEN2, "qwen2"),

@@ -156,6 +156,18 @@ def test_the_tokens_that_end_an_answer(more, ends, tmp_path):
     assert end_token_ids(read_header(byte_level(tmp_path, **more)).metadata) == ends
 
 
+@pytest.mark.parametrize("kinds", ["user-defined", None])
+def test_an_end_is_one_whatever_kind_the_file_gives_it(kinds, tmp_path):
+    """As in llama.cpp, which overrides the kind of these tokens."""
+    given = of_tokenizer(DEMO, "smollm")["tokenizer.ggml.token_type"]
+    changed = None if kinds is None else [4 if kind == 3 else kind for kind in given]
+    file = byte_level(tmp_path, **{"ggml.eos_token_id": 1, "ggml.token_type": changed})
+    assert end_token_ids(read_header(file).metadata) == [1, 0, 2]
+    tokenizer = Tokenizer.load(file)
+    assert tokenizer.encode("a<|im_end|>")[-1] == 2
+    assert tokenizer.decode([2], skip_special_tokens=True) == ""
+
+
 SCORED = {"<unk>": 2, "<s>": 3, "</s>": 3, "<|user|>": 4} | {f"<0x{byte:02X}>": 6 for byte in range(256)}
 PIECES = ["▁", "a", "b", "c", "t", "h", "e", "ab", "▁a", "th", "he", "▁th", "▁the", "▁ab", "bc", "abc", "\n", "▁▁"]
 

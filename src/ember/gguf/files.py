@@ -19,7 +19,8 @@ USUAL_QUANTIZATION = "Q4_K_M"  # chosen of several, as in llama.cpp
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 _QUANTIZATION = re.compile(r"(i?q|tq|bf|f|mxfp)\d")
 _ENDING = re.compile(r"[-._](i?q|tq|bf|f|mxfp)\d[a-z0-9_]*$")  # of the names of most files
-_OTHERS = ("mmproj", "imatrix", "mtp-")  # beginnings of the names of files that are no language models
+# In the names of files that are no language models: vision projectors, importance matrices, layers for further tokens.
+_OTHERS = re.compile(r"mmproj|^imatrix|imatrix\.gguf$|^mtp-")
 _SHOWN = 20  # names in a message
 
 
@@ -59,7 +60,7 @@ def choose_files(where: str, names: Iterable[str], choice: Choice) -> list[str]:
     GgufError, which begins with `where` and lists what there is."""
     models: dict[str, list[str]] = {}
     for name in sorted(names):
-        if name.lower().endswith(SUFFIX) and not name.rpartition("/")[2].lower().startswith(_OTHERS):
+        if name.lower().endswith(SUFFIX) and not _OTHERS.search(name.rpartition("/")[2].lower()):
             models.setdefault(_PART.sub(SUFFIX, name), []).append(name)
     if not models:
         raise GgufError(f"{where} has no *{SUFFIX} files of a language model, and {_asks(choice)}")

@@ -19,6 +19,7 @@ from ember.gguf.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from ember.gguf.vocabulary import (
     BYTE,
     CONTROL,
+    END_TEXTS,
     MAX_TOKENS,
     MERGES,
     MODEL,
@@ -164,9 +165,13 @@ class _Vocabulary:
 
     def __init__(self, metadata: Metadata) -> None:
         tokens = _tokens(metadata)
-        kinds = _numbers(metadata, TYPES, len(tokens)) or [NORMAL] * len(tokens)
+        given = _numbers(metadata, TYPES, len(tokens))
+        kinds = given or [NORMAL] * len(tokens)
         self.metadata, self.tokens, self.kinds = metadata, tokens, kinds
         self.ids = dict(zip(tokens, range(len(tokens)), strict=True))
+        for token_id in (self.ids[text] for text in END_TEXTS if text in self.ids):
+            if kinds[token_id] == USER_DEFINED or not given:
+                kinds[token_id] = CONTROL
         if len(self.ids) == len(tokens):
             return
         for token_id in reversed(range(len(tokens))):

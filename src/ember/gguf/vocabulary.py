@@ -5,8 +5,6 @@ Facts from llama.cpp's llama-vocab.cpp, which is what writes and reads these ent
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from ember.gguf.header import Array, Metadata
 
 MODEL, PRE, TOKENS = "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens"
@@ -26,8 +24,8 @@ _ROLES = {
 }
 _USUAL = {"llama": {"bos_token": 1, "eos_token": 2, "unk_token": 0}}
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
-# Control tokens that end an answer also in files that give them no role.
-_END_TEXTS = frozenset(
+# Tokens that end an answer also in files that give them no role, or that call them no control tokens.
+END_TEXTS = frozenset(
     [
         "<|eot_id|>",
         "<|im_end|>",
@@ -47,6 +45,10 @@ _END_TEXTS = frozenset(
         "<end_of_utterance>",
         "<｜end▁of▁sentence｜>",
         "[e~[",
+        "</s>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
     ]
 )
 
@@ -69,20 +71,20 @@ def end_token_ids(metadata: Metadata) -> list[int]:
     found = [token_id for token_id in given if token_id is not None and token_id >= 0]
     if metadata.text(MODEL) is not None and not found and "eos_token" in (roles := role_ids(metadata)):
         found.append(roles["eos_token"])
-    by_text = {text: token_id for token_id, text in _control_texts(metadata).items() if text in _END_TEXTS}
+    by_text = {text: token_id for token_id, text in _found_texts(metadata).items() if text in END_TEXTS}
     if ("<|call|>" in by_text and "<|return|>" in by_text) or ("<|calls|>" in by_text and "<|flush|>" in by_text):
         by_text.pop("<|end|>", None)  # it ends a message of several in an answer
     return list(dict.fromkeys([*found, *sorted(by_text.values())]))
 
 
-def _control_texts(metadata: Metadata) -> dict[int, str]:
+def _found_texts(metadata: Metadata) -> dict[int, str]:
+    """The tokens that are found in a text before it is split; all of them in a file without kinds. None of a vocabulary
+    that no tokenizer is made of."""
     tokens, kinds = metadata.values.get(TOKENS), metadata.values.get(TYPES)
-    if not isinstance(tokens, Array) or not tokens.is_texts or not isinstance(kinds, Array) or kinds.is_texts:
+    if not isinstance(tokens, Array) or not tokens.is_texts or tokens.count > MAX_TOKENS:
         return {}
-    if kinds.count != tokens.count or tokens.count > MAX_TOKENS:  # no tokenizer is made of them
+    if kinds is None or (isinstance(kinds, Array) and not kinds.count):
+        return dict(enumerate(tokens.texts()))
+    if not isinstance(kinds, Array) or kinds.is_texts or kinds.count != tokens.count:
         return {}
-    return tokens.texts_at(_indices(kinds.numbers(), CONTROL))
-
-
-def _indices(kinds: Iterable[int], wanted: int) -> list[int]:
-    return [index for index, kind in enumerate(kinds) if kind == wanted]
+    return tokens.texts_at([index for index, kind in enumerate(kinds.numbers()) if kind in (CONTROL, USER_DEFINED)])

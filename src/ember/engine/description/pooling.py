@@ -56,7 +56,7 @@ _TYPE_NAMES: dict[PoolingType, tuple[str, ...]] = {
 POOLING_TYPES = tuple(_TYPE_NAMES)
 SCORE_NAMES = ("score", "classifier")  # modules of the head of a class that classifies
 LATE_NAMES = ("linear", "colbert_linear")  # of the projection of tokens
-POOLER_NAMES = ("score.", "classifier.", "v_head.", "linear.", "colbert_linear.")
+POOLER_NAMES = ("score.", "classifier.", "cls.output.", "v_head.", "linear.", "colbert_linear.")
 """Beginnings of the names of tensors of such heads."""
 
 
@@ -79,6 +79,7 @@ class DenseConfig:
     directory: str = ""  # of a module of sentence-transformers, in the model's; "": the model's own files
     normalizes_inputs: bool = False  # whether each row is divided by its length before the layer
     is_required: bool = True  # otherwise a checkpoint without it pools hidden states
+    is_difference: bool = False  # of the two stored rows, the first less the second: the logit of yes against no
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ def load_config(
 def _load_gguf(file: Path, overrides: Mapping[str, Any], runs_by: RunsBy) -> DecoderConfig:
     """Read a GGUF file's metadata as a config.json. Raises ModelError."""
     from ember.engine.description.gguf.common import read_gguf_model
+    from ember.engine.description.gguf.pooling import with_head as with_gguf_head
     from ember.gguf.files import read_model
     from ember.gguf.header import GgufError
 
@@ -107,11 +108,15 @@ def _load_gguf(file: Path, overrides: Mapping[str, Any], runs_by: RunsBy) -> Dec
         described = read_gguf_model(model.metadata, model.tensors)
     except GgufError as error:
         raise ModelError(str(error)) from None
-    known = find_family(described.fields["architectures"][0]).fields
+    model_class, _ = with_head(described.fields["architectures"][0])
+    assert model_class is not None, "a file has an architecture"
+    known = {*find_family(model_class).fields, "is_causal", "num_labels", "id2label"}
     values = {name: value for name, value in described.fields.items() if name in known}
     try:
         fields = overridden(values, overrides)
-        config = with_pooling(described.adapted(read_config(fields)), fields, runs_by.tasks, Modules())
+        modules = Modules() if runs_by.tasks.runner == "generate" else described.modules()
+        config = with_pooling(described.adapted(read_config(fields)), fields, runs_by.tasks, modules)
+        config = with_gguf_head(described.facts, config)
     except ModelError as error:
         raise ModelError(f"{file}{' with HF_OVERRIDES' if overrides else ''}: {error}") from None
     source = f"{file}{' with HF_OVERRIDES' if overrides else ''}"

@@ -106,6 +106,8 @@ def _layer(
                 f"{entry.name} is {entry.dtype} {list(entry.shape)} in {entry.file.name}, not {list(shape)} of floats: "
                 f"{_sizes(config, place)} does not fit the weight files"
             )
+    if config.is_difference:
+        return DensePlan((_row(weight, 1), _row(weight, 0)), is_difference=True)
     of_norm = None if norm is None else (norm, norm_bias)
     return DensePlan((weight,), bias, config.activation, of_norm, config.norm_eps, config.normalizes_inputs)
 
@@ -148,10 +150,16 @@ def _token_layer(
     for token, number in zip(head.tokens or head.ids, numbers, strict=True):
         if number >= entry.shape[0]:
             raise ModelError(f"the head of tokens: {shown(token)} has id {number}, beyond the {entry.shape[0]} rows")
-        size = entry.nbytes // entry.shape[0]
-        offset = entry.offset + number * size
-        rows.append(replace(entry, name=f"{number}", offset=offset, nbytes=size, shape=(1, *entry.shape[1:])))
+        rows.append(_row(entry, number))
     return DensePlan(tuple(rows), is_difference=head.is_difference)
+
+
+def _row(entry: TensorEntry, number: int) -> TensorEntry:
+    """One row of a stored matrix."""
+    size = entry.nbytes // entry.shape[0]
+    return replace(
+        entry, name=f"{number}", offset=entry.offset + number * size, nbytes=size, shape=(1, *entry.shape[1:])
+    )
 
 
 def token_ids(tokenizer_dir: Path, tokens: Iterable[str]) -> list[int]:

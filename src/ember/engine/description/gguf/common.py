@@ -12,6 +12,8 @@ from ember.engine.description.fields import shown
 from ember.engine.description.gguf.architectures import ARCHITECTURES, Architecture, Values
 from ember.engine.description.gguf.facts import Facts
 from ember.engine.description.gguf.names import gguf_names
+from ember.engine.description.gguf.pooling import classifier_fields, read_modules
+from ember.engine.description.pooling import Modules
 from ember.engine.errors import ModelError
 from ember.gguf.header import Metadata, Tensor
 from ember.gguf.types import BLOCKS
@@ -65,6 +67,10 @@ class GgufModel:
         )
         return self.architecture.adapt(self.facts, config)
 
+    def modules(self) -> Modules:
+        """What the file says of pooling."""
+        return read_modules(self.facts)
+
     def _shared_size(self, is_gated: bool) -> int:
         """The size of the MLP that computes every token, 0 if there is none: a matrix of it with its gate has twice as
         many rows."""
@@ -100,6 +106,10 @@ def read_gguf_model(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GgufMo
     architecture, facts = ARCHITECTURES[name], Facts(metadata, name, tensors)
     model = architecture.model if isinstance(architecture.model, str) else architecture.model(facts)
     fields = {"architectures": [model], **_common_fields(facts, architecture), **architecture.fields(facts)}
+    if not facts.flag("attention.causal", True):
+        fields["is_causal"] = False
+    if classes := classifier_fields(facts):
+        fields |= {"architectures": [model.replace("ForCausalLM", "ForSequenceClassification")], **classes}
     if ends := end_token_ids(metadata):
         fields["eos_token_id"] = ends
     return GgufModel(facts, architecture, fields)
@@ -213,7 +223,7 @@ def _scaling(facts: Facts) -> Values:
         # One list of divisors for all lengths, which is what Llama 3's rescaling comes to.
         same = {"short_factor": divisors, "long_factor": divisors, "original_max_position_embeddings": original}
         return {"rope_type": "longrope", "attention_factor": 1.0, **same}
-    kind = facts.metadata.text(f"{facts.architecture}.rope.scaling.type") or "none"
+    kind = facts.metadata.text(f"{facts.architecture}.rope.scaling.type") or "linear"  # as in llama.cpp
     factor = facts.number("rope.scaling.factor", 0.0)
     if not factor and facts.optional("rope.scale_linear"):
         kind, factor = "linear", facts.number("rope.scale_linear")

@@ -33,7 +33,7 @@ class Facts:
         if value is None and default is not None:
             return default
         if type(value) is not int:
-            raise self._error(name, "an integer")
+            raise self.error(name, "an integer")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -41,7 +41,7 @@ class Facts:
         if value is None and default is not None:
             return default
         if type(value) is not float:  # the bits of a float in an integer's type would be a number of another size
-            raise self._error(name, "a number in float32 or float64")
+            raise self.error(name, "a number in float32 or float64")
         return shortest(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -49,7 +49,7 @@ class Facts:
         if value is None:
             return default
         if type(value) is not bool:
-            raise self._error(name, "true or false")
+            raise self.error(name, "true or false")
         return value
 
     def optional(self, name: str) -> Any:
@@ -58,10 +58,10 @@ class Facts:
         if not isinstance(value, Array):
             return value
         if value.is_texts or not value.count:
-            raise self._error(name, "a number")
+            raise self.error(name, "a number")
         numbers = self._numbers(name, value)
         if len(set(numbers)) > 1:
-            raise self._error(name, "the same for all layers: layers that differ are not supported")
+            raise self.error(name, "the same for all layers: layers that differ are not supported")
         return numbers[0]
 
     def array(self, name: str) -> list[Any] | None:
@@ -71,7 +71,7 @@ class Facts:
             return None
         numbers: list[Any] | None = None if value.is_texts else self._numbers(name, value)
         if numbers is None or any(type(number) is float for number in numbers):
-            raise self._error(name, "an array of integers or flags")
+            raise self.error(name, "an array of integers or flags")
         return numbers
 
     def of_each_layer(self, name: str, default: int | None = None) -> list[int]:
@@ -80,7 +80,7 @@ class Facts:
         if numbers is None:
             return [self.integer(name, default)] * layers
         if len(numbers) < layers or any(type(number) is not int for number in numbers):
-            raise self._error(name, f"an integer for each of {layers} layers")
+            raise self.error(name, f"an integer for each of {layers} layers")
         return numbers[:layers]
 
     @property
@@ -122,13 +122,14 @@ class Facts:
 
     def _numbers(self, name: str, value: Array) -> list[Any]:
         if value.count > MAX_LAYERS:  # they are counted before they are decoded
-            raise self._error(name, f"an array of at most {MAX_LAYERS} numbers")
+            raise self.error(name, f"an array of at most {MAX_LAYERS} numbers")
         return value.numbers() if value.count else []
 
     def _key(self, name: str) -> str:
         return f"{self.architecture}.{name}"
 
-    def _error(self, name: str, allowed: str) -> ModelError:
+    def error(self, name: str, allowed: str) -> ModelError:
+        """The error of an entry that is missing, or that is none of what is allowed."""
         key = self._key(name)
         if key not in self.metadata.values:
             return ModelError(f"{self.metadata.file}: the metadata lacks {key}")
