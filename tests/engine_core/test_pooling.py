@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from ember.cli.quantize import quantize
 from ember.engine.core.engine import Engine
 from ember.engine.core.prediction import predict
-from ember.engine.description.pooling import Modules, TaskSettings, read_pooling
+from ember.engine.description.pooling import Modules, PoolingConfig, TaskSettings, read_pooling
+from ember.engine.description.sentence_transformers import read_modules
 from ember.engine.errors import ModelError
 from ember.engine.layers.pooler import Pooler
 from ember.engine.loading.resolve import resolve_model
@@ -201,6 +202,30 @@ def test_the_files_of_sentence_transformers(embedder, mode):
         check(make_engine(embedder, max_num_batched_tokens=budget), texts, "embed", expected)
 
 
+def test_kinds_of_pooling_are_joined_in_the_order_of_the_file():
+    """Newer files have a list of kinds, older ones a flag for each; without any it is the mean."""
+
+    def types(**config: Any) -> tuple[str, ...]:
+        files = {
+            "modules.json": [{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "p"}],
+            "p/config.json": {"embedding_dimension": 64, **config},
+        }
+        return read_modules(files.get).types
+
+    assert types(pooling_mode=["mean", "max", "cls"]) == ("mean", "max", "cls")
+    assert types(pooling_mode="lasttoken") == ("last",)
+    assert types(pooling_mode_mean_tokens=True, pooling_mode_cls_token=True) == ("cls", "mean")
+    assert types() == types(pooling_mode_cls_token=False) == ("mean",)
+    for modes in ([], ["mean", "median"], ["mean", 1], 1):
+        with pytest.raises(ModelError, match="pooling_mode must be one or several of cls, max"):
+            types(pooling_mode=modes)
+
+
+def test_a_dropout_needs_no_files():
+    entries = [{"type": f"x.{kind}", "path": path} for kind, path in (("Transformer", ""), ("Dropout", "2_Dropout"))]
+    assert read_modules({"modules.json": entries}.get).is_there
+
+
 def test_modules_are_applied_in_their_order(embedder, tmp_path):
     use_pooling(embedder, "mean_tokens")
     shutil.copytree(embedder, tmp_path, dirs_exist_ok=True)
@@ -229,6 +254,35 @@ def test_an_instruction_may_be_left_out_of_the_mean(embedder):
     for budget in (2048, 5):
         engine = make_engine(embedder, max_num_batched_tokens=budget)
         check(engine, texts, "embed", expected, num_instruction_tokens=8)
+
+
+def test_the_first_token_after_an_instruction_stands_for_the_text(embedder):
+    """Where the instruction is all of the text, it is the instruction's first one."""
+    use_pooling(embedder, "cls_token", include_prompt=False)
+    texts = prompts("first")
+    dense = load_file(embedder / "2_Dense/model.safetensors")
+    weight, bias = dense["linear.weight"].numpy(), dense["linear.bias"].numpy()
+    firsts = [each[8 if len(each) > 8 else 0] for each in hidden_states(embedder, texts)]
+    expected = [unit(np.tanh(weight @ each + bias)) for each in firsts]
+    for budget in (2048, 5):
+        engine = make_engine(embedder, max_num_batched_tokens=budget)
+        check(engine, texts, "embed", expected, num_instruction_tokens=8)
+
+
+def test_labels_beyond_the_classes_name_none():
+    """transformers serves such a file: the number of names is that of classes."""
+
+    def config(**values: Any) -> PoolingConfig:
+        found = read_pooling("sequence_classification", values, TaskSettings(), Modules())
+        assert found is not None
+        return found
+
+    assert config(id2label={"0": "a", "2": "c", "3": "d"}).labels == ("a", "LABEL_1", "c")
+    assert config(id2label={"0": "a", "1": "b"}, num_labels=1).labels == ("a",)
+    assert config(problem_type="").activation == "softmax"
+    for key in ("-1", "1.5", "a", ""):
+        with pytest.raises(ModelError, match="id2label must be an object from the numbers 0 to 0 to labels"):
+            config(id2label={key: "a"})
 
 
 def test_a_cached_prefix_serves_the_last_token_alone(embedder):

@@ -161,6 +161,11 @@ def test_paths_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"")
     with pytest.raises(ModelError, match="is a file"):
         resolve_model(str(tmp_path / "weights"))
+    (tmp_path / "modules.json").write_text(
+        '[{"idx": 0, "path": "", "type": "sentence_transformers.x.StaticEmbedding"}]'
+    )
+    with pytest.raises(ModelError, match=r"modules.json has the module '.*StaticEmbedding', which is not supported"):
+        resolve_model(str(tmp_path))
 
 
 def test_offline_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:

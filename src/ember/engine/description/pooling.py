@@ -317,9 +317,9 @@ def _labels(fields: Fields) -> tuple[str, ...]:
     count = fields.integer("num_labels", len(named) or 2, at_most=1_000_000)
     numbered = {}
     for key, label in named.items():
-        if not str(key).isdecimal() or len(str(key)) > 9 or int(key) >= count:  # counts have 7 digits
+        if not str(key).isdecimal() or len(str(key)) > 9:  # counts have 7 digits
             raise fields.error("id2label", f"an object from the numbers 0 to {count - 1} to labels")
-        numbered[int(key)] = str(label)
+        numbered[int(key)] = str(label)  # one beyond the classes names none
     return tuple(numbered.get(number, f"LABEL_{number}") for number in range(count))
 
 
@@ -355,7 +355,7 @@ def _activation(fields: Fields, num_labels: int, name: object) -> PoolingActivat
         "multi_label_classification": "sigmoid",
         "single_label_classification": "sigmoid" if num_labels < 2 else "softmax",
     }
-    if problem is not None:
+    if problem:
         if problem not in by_problem:
             raise fields.error("problem_type", f"one of {', '.join(by_problem)}")
         return by_problem[problem]

@@ -99,7 +99,9 @@ def read_modules(read: Read, own: str = "") -> Modules:
             fields.one_of("pooling_strategy", "max", ("max",))
             fields.one_of("activation_function", "relu", ("relu",))
             found.is_sparse = True
-        elif kind not in ("Transformer", "MLMTransformer", "Dropout"):
+        elif kind == "Dropout":
+            continue
+        elif kind not in ("Transformer", "MLMTransformer"):
             known = "Transformer, Pooling, Dense, Normalize, LogitScore, SpladePooling and Dropout are"
             raise ModelError(f"modules.json has the module {shown(entry.get('type'))}, which is not supported: {known}")
         elif path != own:
@@ -139,18 +141,20 @@ def _inside(path: object) -> str:
 
 
 def _types(fields: Fields) -> tuple[PoolingType, ...]:
-    """The kinds of pooling, in the order in which their results are joined."""
+    """The kinds of pooling, in the order in which their results are joined: the file's own, or that of `POOLING_TYPES`
+    in older files, which have a flag for each kind. Without any it is the mean."""
     mode = fields.values.get("pooling_mode")
-    if mode is None:  # older files have a flag for each kind
+    is_older = mode is None
+    if is_older:
         names = [name for name in fields.values if name.startswith(_MODE) and fields.flag(name, False)]
-        mode = [name.removeprefix(_MODE) for name in names]
+        mode = [name.removeprefix(_MODE) for name in names] or ["mean"]
     modes = mode if isinstance(mode, list) else [mode]
-    found = {pooling_type(name) if isinstance(name, str) else None for name in modes}
-    if not found or None in found:
+    found = [kind for name in modes if isinstance(name, str) and (kind := pooling_type(name)) is not None]
+    if not found or len(found) < len(modes):
         raise fields.error(
             "pooling_mode", f"one or several of {', '.join(POOLING_TYPES)}, or a flag such as {_MODE}cls_token"
         )
-    return tuple(kind for kind in POOLING_TYPES if kind in found)
+    return tuple(kind for kind in POOLING_TYPES if kind in found) if is_older else tuple(found)
 
 
 def _dense(fields: Fields, path: str) -> DenseConfig:

@@ -231,8 +231,8 @@ class Pooler:
                     pooled[kind] = torch.maximum(value, pooled[kind]) if kind == "max" else value + pooled[kind]
                 else:
                     pooled[kind] = value
-            if "cls" in self.config.types and chunk.first == 0:
-                pooled["cls"] = hidden[starts[i]].float()
+            if "cls" in self.config.types and before.num_pooled == 0 and (start < stop or chunk.first == 0):
+                pooled["cls"] = hidden[start if start < stop else starts[i]].float()
             if "last" in self.config.types:
                 pooled["last"] = hidden[starts[i + 1] - 1].float()
             first = chunk.first + start - starts[i]

@@ -258,6 +258,11 @@ def _checked(wanted: Wanted, path: Path) -> Path:
         return path
     if is_gguf(_names(path), wanted.load_format, wanted.choice):
         return path
+    if wanted.required[0] == "config.json":
+        try:
+            read_model_modules(path)  # which names a module that has no model, such as StaticEmbedding
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
     raise ModelError(f"{path} has no {wanted.required[0]}: it is not a {wanted.what} directory")
 
 
