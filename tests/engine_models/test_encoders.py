@@ -30,6 +30,7 @@ from tests.engine_models.tiny_encoders import (
 )
 
 CPU = torch.device("cpu")
+DEBERTA = ENCODER_VARIANTS["deberta"][1]
 LENGTHS = (1, 2, 7, 7, 7, 40, 100, 7)  # equal ones are a problem of their own where they follow each other
 
 
@@ -165,6 +166,8 @@ def test_what_no_set_computes_for_encoders_is_refused() -> None:
         ("NomicBertModel", {"prenorm": True}, "prenorm must be false"),
         ("BertModel", {"is_decoder": True}, "is_decoder must be false"),
         ("DebertaV2Model", {"relative_attention": True}, "share_att_key must be true"),
+        ("DebertaV2Model", {**DEBERTA, "position_buckets": 1}, "position_buckets must be at least 2, or -1"),
+        ("DebertaV2Model", {**DEBERTA, "max_relative_positions": 1}, "max_relative_positions must be at least 2"),
         ("GteModel", {"rope_scaling": {"type": "ntk", "factor": 2.0, "mixed_b": 1.0}}, "rope_scaling.mixed_b must be"),
     ],
 )
@@ -200,7 +203,7 @@ def test_gte_stretches_its_rotary_positions(tmp_path: Path) -> None:
     assert inverse_frequencies(scaled)[-1] == pytest.approx(inverse_frequencies(plain)[-1].item() / 8)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_python", "gelu_new", "gelu_accurate", "relu", "silu"])
 def test_packed_matrices_compute_the_same(activation: str, tmp_path: Path) -> None:
     """Some activations are computed in the product of a packed matrix."""
     from ember.engine.core.chores import settle_weights

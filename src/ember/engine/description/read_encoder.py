@@ -15,7 +15,14 @@ from ember.engine.description.pooling import ClassifierHead, DenseConfig
 ENCODER_FIELDS = COMMON_FIELDS | field_names(
     "intermediate_size hidden_act layer_norm_eps type_vocab_size position_embedding_type is_decoder"
 )
-ENCODER_ACTIVATIONS = ACTIVATIONS | {"swish": "silu", "swiglu": "silu", "geglu": "gelu"}
+ENCODER_ACTIVATIONS = ACTIVATIONS | {
+    "swish": "silu",
+    "swiglu": "silu",
+    "geglu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
 USUAL: Mapping[str, str] = MappingProxyType({})
 
 

@@ -44,6 +44,10 @@ def read(fields: Fields) -> DecoderConfig:
     longest, buckets = config.max_position_embeddings, fields.integer("position_buckets", -1, at_least=-1)
     far = fields.integer("max_relative_positions", -1, at_least=-1)
     far = far if far > 0 else longest
+    if buckets == 1:
+        raise fields.error("position_buckets", "at least 2, or -1: half of the buckets are exact")
+    if buckets > 0 and far < 2:
+        raise fields.error("max_relative_positions", "at least 2 beside position_buckets")
     kinds = fields.values.get("pos_att_type") or []
     kinds = kinds.split("|") if isinstance(kinds, str) else kinds
     if not isinstance(kinds, list) or not all(kind in ("c2p", "p2c") for kind in kinds):
