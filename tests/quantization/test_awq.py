@@ -16,7 +16,10 @@ from ember.engine.loading.load import read_model_config
 from tests.engine_models.tiny import make_tiny, rewrite_config
 from tests.quantization.checkpoints import Store, check_answers, check_weights, is_matrix, twins
 from tests.quantization.packing import Array, integers, restore, words
+from tests.quantization.test_compressed_int import FORMS, compressed
+from tests.quantization.test_compressed_tensors import config as compressed_config
 from tests.quantization.test_gptq import SIZES, gptq
+from tests.quantization.test_gptq import config as gptq_config
 
 ORDER = [0, 2, 4, 6, 1, 3, 5, 7]  # AutoAWQ: nibble i of a word has the output ORDER[i]
 
@@ -147,3 +150,24 @@ def test_configurations_that_cannot_be_served(config: dict[str, Any], error: str
     rewrite_config(directory, quantization_config=config)
     with pytest.raises(ModelError, match=error):
         read_model_config(directory)
+
+
+ASYMMETRIC = FORMS["W4A16 with zero points"]
+BY_WORDS: dict[str, tuple[Store, dict[str, Any]]] = {
+    "gptq": (gptq(symmetric=False), gptq_config(sym=False)),
+    "awq": (awq(), AWQ),
+    "compressed-tensors": (compressed(*ASYMMETRIC), compressed_config(*ASYMMETRIC, False)),
+}
+
+
+@pytest.mark.parametrize("how", BY_WORDS)
+def test_rows_of_a_fused_matrix_may_begin_within_words(how: str, tmp_path: Path) -> None:
+    """Qwen3-Next has the rows of each key head together, of which beta and alpha have two."""
+    store, quantization = BY_WORDS[how]
+
+    def contiguous(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        stored, restored = store(name, weight)
+        return {key: tensor.contiguous() for key, tensor in stored.items()}, restored
+
+    fields = {"linear_num_value_heads": 8, "linear_key_head_dim": 12, "mlp_only_layers": [0, 1, 2, 3]}
+    check_weights(*twins("qwen3_next", tmp_path, quantization, contiguous, lambda name: ".in_proj_" in name, **fields))

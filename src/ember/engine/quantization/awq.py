@@ -33,6 +33,7 @@ from ember.engine.quantization.packed import (
     middle,
     read_group,
     scale_dtype,
+    taken_rows,
 )
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class AWQScheme:
         from ember.engine.layers.int_linear import IntLinear
 
         (words,), (scales,) = tensors["codes"], tensors["scales"]
-        zeros = middle(by_words(tensors["zeros"][0], BITS, PLACES), BITS)
-        return IntLinear(_repacked(words), scales, BITS, dtype, zeros)
+        zeros = middle(taken_rows(by_words(tensors["zeros"][0], BITS, PLACES), spec, BITS), BITS)
+        return IntLinear(taken_rows(_repacked(words), spec, BITS), scales, BITS, dtype, zeros)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from ember.engine.quantization.packed import (
     middle,
     ordered,
     scale_dtype,
+    taken_rows,
 )
 from ember.engine.quantization.scales import row_numbers, scale_sources
 
@@ -108,7 +109,7 @@ class CompressedInts:
         half = 1 << (self.bits - 1)
         zeros = torch.cat(tensors["zeros"]) if self.zeros is not None else None
         if zeros is not None and self.zeros == "packed":
-            zeros = by_words(zeros, self.bits, tuple(range(32 // self.bits)))
+            zeros = taken_rows(by_words(zeros, self.bits, tuple(range(32 // self.bits))), spec, self.bits)
         elif zeros is not None:
             zeros = (zeros.short() + half).byte()
         scales = torch.cat(tensors["scales"])

@@ -34,6 +34,7 @@ from ember.engine.quantization.packed import (
     ordered,
     read_group,
     scale_dtype,
+    taken_rows,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class GPTQScheme:
         zeros = None
         if self.has_zeros:
             places = () if self.bits == 3 else tuple(range(32 // self.bits))
-            stored = by_words(tensors["zeros"][0], self.bits, places)
+            stored = taken_rows(by_words(tensors["zeros"][0], self.bits, places), spec, self.bits)
             zeros = middle((stored + self.zero_offset) & ((1 << self.bits) - 1), self.bits)
         codes, bits = as_codes(tensors["codes"], self.bits, zeros is None)
         layer = IntLinear(codes, scales, bits, dtype, zeros)

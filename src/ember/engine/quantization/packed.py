@@ -118,8 +118,11 @@ class Module:
         return first // group, last // group
 
     def _word_rows(self, bits: int) -> Rows:
-        """The rows of the output, in words along the outputs."""
+        """The rows of the output, in words along the outputs; all rows if they do not begin and end with words, of
+        which `taken_rows` takes those of the output."""
         start, size, runs, step = self.output.rows
+        if not _fill_words(self.output.rows, bits):
+            return Rows(0, self._words(self.output.stored.rows.extent, bits))
         return Rows(self._words(start, bits), self._words(size, bits), runs, self._words(step, bits))
 
     def _words(self, count: int, bits: int) -> int:
@@ -187,6 +190,30 @@ def by_words(words: Tensor, bits: int, places: tuple[int, ...]) -> Tensor:
     for i, place in enumerate(places):
         made[:, place] = words >> bits * i & ((1 << bits) - 1)
     return made.flatten(0, 1)
+
+
+def taken_rows(values: Tensor, spec: LinearSpec, bits: int) -> Tensor:
+    """The rows of the outputs, of integers that were read by words along the outputs: [rows read, columns]."""
+    import torch
+
+    if all(_fill_words(output.rows, bits) for output in spec.outputs):
+        return values
+    parts, first = [], 0
+    for output in spec.outputs:
+        start, size, runs, step = output.rows
+        count, rows = output.rows.total, torch.arange(output.rows.total)
+        if not _fill_words(output.rows, bits):
+            count = output.stored.rows.extent
+            rows = (start + torch.arange(runs)[:, None] * step + torch.arange(size)).flatten()
+        parts.append(values[first : first + count].index_select(0, rows.to(values.device)))
+        first += count
+    return torch.cat(parts)
+
+
+def _fill_words(rows: Rows, bits: int) -> bool:
+    """Whether rows of numbers in words along the outputs begin and end with words."""
+    starts = (rows.start, rows.size, rows.step if rows.runs > 1 else 0)
+    return all(count * bits % 32 == 0 for count in starts)
 
 
 def in_pieces(codes: Tensor, width: int, change: Callable[[Tensor], Tensor]) -> Tensor:
