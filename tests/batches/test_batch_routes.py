@@ -41,6 +41,8 @@ def test_files_and_batches_as_the_sdk_uses_them(tmp_path: Path) -> None:
         assert client.files.content(file.id).content == content
         other = client.files.create(file=("other.jsonl", lines_of(2, url="/v1/chat/completions")), purpose="batch")
         assert [each.id for each in client.files.list(order="asc")] == [file.id, other.id]
+        azure = openai.AzureOpenAI(base_url=str(client.base_url), api_key="none", api_version="2025-04-01-preview")
+        assert [each.id for each in azure.files.list()] == [other.id, file.id] and not azure.batches.list().data
         wrong = client.batches.create(input_file_id=other.id, endpoint="/v1/completions", completion_window="24h")
         wrong = wait_for(lambda: client.batches.retrieve(wrong.id), lambda batch: batch.status == "failed")
         assert [(each.line, each.code) for each in wrong.errors.data] == [

@@ -19,6 +19,7 @@ from ember.front.api.unsupported import later
 from ember.front.errors import ApiError, bad_request
 
 MAX_FILES_LISTED, MAX_BATCHES_LISTED = 10_000, 100
+_LIST_PARAMETERS = ("order", "limit", "after", "api-version")  # Azure's clients send the last one
 MAX_METADATA = 16
 MAX_JOB_BYTES = 2**23  # of a file's content as the output of a queue job
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([hmd])")
@@ -42,7 +43,7 @@ async def create_file(services: Services, raw_request: Request) -> Response:
 
 async def list_files(services: Services, raw_request: Request) -> Response:
     """Answer with a page of the files. Raises ApiError 400."""
-    check_query(raw_request, "purpose", "order", "limit", "after")
+    check_query(raw_request, "purpose", *_LIST_PARAMETERS)
     files = await asyncio.to_thread(batches_of(services).store.all_files)
     purpose = raw_request.query.get("purpose")
     kept = [file for file in files if purpose is None or file["purpose"] == purpose]
@@ -121,7 +122,7 @@ async def create_batch(services: Services, raw_request: Request) -> Response:
 
 async def list_batches(services: Services, raw_request: Request) -> Response:
     """Answer with a page of the batches. Raises ApiError 400."""
-    check_query(raw_request, "order", "limit", "after")
+    check_query(raw_request, *_LIST_PARAMETERS)
     store = batches_of(services).store
     found = [_seen(services, batch) for batch in await asyncio.to_thread(store.all_batches)]
     return _page(raw_request, found, MAX_BATCHES_LISTED, 20)
