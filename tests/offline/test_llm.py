@@ -31,7 +31,7 @@ from ember.front.api.routes import ROUTER
 from ember.front.loop import EngineLoop
 from ember.front.offline.session import Session
 from tests.api.test_pooling_models import DOCUMENTS, QUERY, served
-from tests.support.processes import Process
+from tests.support.processes import ROOT, Process
 
 text: Any = "text"
 wrong: Any = 5
@@ -81,6 +81,11 @@ def test_prompts_have_several_forms_and_each_its_own_options(llm: LLM) -> None:
     outputs = llm.generate(forms, [GREEDY] * 3 + [SamplingParams(temperature=0.0, max_tokens=2, detokenize=False)])
     assert [output.prompt for output in outputs] == ["The sky", None, "shown", None]
     assert all(output.outputs[0].text == plain.outputs[0].text for output in outputs[:3])
+    bare = SamplingParams(max_tokens=2, ignore_eos=True, detokenize=False, logprobs=3, prompt_logprobs=3)
+    (output,) = llm.generate("The sky", bare)
+    positions: Any = [*(output.prompt_logprobs or [])[1:], *(output.outputs[0].logprobs or [])]
+    assert len(positions) == len(output.prompt_token_ids) + 1 and output.outputs[0].text == ""
+    assert all(each.decoded_token is None for position in positions for each in position.values())
     assert outputs[3].outputs[0].token_ids == plain.outputs[0].token_ids[:2] and outputs[3].outputs[0].text == ""
     assert llm.generate(ids, GREEDY)[0].outputs[0].text == plain.outputs[0].text
     arrays: list[Any] = [np.array(ids), torch.tensor(ids), [np.int64(each) for each in ids], tuple(ids)]
@@ -91,6 +96,9 @@ def test_prompts_have_several_forms_and_each_its_own_options(llm: LLM) -> None:
     several = llm.generate("A", SamplingParams(n=3, max_tokens=2, seed=1))[0].outputs
     assert [each.index for each in several] == [0, 1, 2]
     assert llm.generate([]) == []
+    assert [len(llm.generate(["A", "B"], priority=each)) for each in (1, [2, 1])] == [2, 2]
+    with pytest.raises(ValueError, match="priority must have one entry"):
+        llm.generate(["A", "B"], priority=[])
     assert len(llm.generate("The sky")[0].outputs[0].token_ids) <= 16
 
 
@@ -182,7 +190,8 @@ def test_a_bad_prompt_is_named_and_others_are_not_lost(llm: LLM) -> None:
         (lambda: untyped.generate(b"abc"), "prompts .*not bytes"),
         (lambda: untyped.generate("a", text), "sampling_params must be SamplingParams .*not str"),
         (lambda: untyped.generate(["a"], [{}]), "each of sampling_params .*not dict"),
-        (lambda: untyped.generate("a", priority=5), "priority .*not int"),
+        (lambda: untyped.generate("a", priority="high"), "each of priority .*not str"),
+        (lambda: untyped.generate("a", priority=1.5), "priority .*not float"),
         (lambda: untyped.generate("a", use_tqdm=5), "use_tqdm .*not int"),
         (lambda: untyped.beam_search("a", None), "params must be BeamSearchParams, not NoneType"),
         (lambda: untyped.chat(5), "messages .*not int"),
@@ -212,6 +221,16 @@ def test_a_bad_prompt_is_named_and_others_are_not_lost(llm: LLM) -> None:
         (lambda: SamplingParams(logit_bias=wrong), ValueError, "logit_bias must be"),
         (lambda: SamplingParams(stop=wrong), ValueError, "stop must be"),
         (lambda: SamplingParams(stop_token_ids=[text]), ValueError, "stop_token_ids must be"),
+        (lambda: SamplingParams(stop=["a", ""]), ValueError, "stop cannot contain an empty string"),
+        (lambda: SamplingParams(stop=""), ValueError, "stop cannot contain an empty string"),
+        (lambda: SamplingParams(bad_words=[""]), ValueError, "bad_words cannot contain an empty string"),
+        (lambda: SamplingParams(min_tokens=-1), ValueError, "min_tokens must be at least 0 and at most max_tokens=16"),
+        (lambda: SamplingParams(min_tokens=5, max_tokens=3), ValueError, "at most max_tokens=3, got 5"),
+        (lambda: SamplingParams(min_tokens=-1, max_tokens=None), ValueError, "min_tokens must be at least 0, got -1"),
+        (lambda: SamplingParams(logprobs=-2), ValueError, "logprobs must be at least 0, or -1"),
+        (lambda: SamplingParams(prompt_logprobs=-2), ValueError, "prompt_logprobs must be at least 0, or -1"),
+        (lambda: SamplingParams(thinking_token_budget=-2), ValueError, "thinking_token_budget must be at least 0"),
+        (lambda: SamplingParams(seed=2**63), ValueError, "seed must be a number of 64 bits"),
         (lambda: BeamSearchParams(0, 2), ValueError, "beam_width must be at least 1"),
         (lambda: StructuredOutputsParams(regex="a", choice=["b"]), ValueError, "there is regex, choice"),
         (lambda: LLM(), TypeError, "MODEL_NAME"),
@@ -226,6 +245,22 @@ def test_a_bad_prompt_is_named_and_others_are_not_lost(llm: LLM) -> None:
 def test_wrong_options_are_refused_by_name(make: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_options_are_kept_in_one_form() -> None:
+    params = SamplingParams(stop="END", thinking_token_budget=-1, min_tokens=2, seed=-1)
+    assert (params.stop, params.stop_token_ids, params.bad_words) == (["END"], [], [])
+    assert params.thinking_token_budget is None and SamplingParams(stop=["a", "b"]).stop == ["a", "b"]
+
+
+def test_an_option_of_chats_is_not_ignored_for_a_prompt(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="thinking_token_budget is for chats"):
+        llm.generate("The sky", SamplingParams(thinking_token_budget=5))
+
+
+def test_the_model_is_a_path_and_the_dtype_one_of_torch() -> None:
+    with LLM(ROOT / "src" / "ember" / "demo", dtype=torch.float32, max_model_len=64) as llm:
+        assert llm._services.settings.dtype == "float32" and llm.generate("A", GREEDY)[0].finished
 
 
 def test_few_prompts_are_under_way_at_a_time(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,6 +402,34 @@ def test_embeddings_and_scores_are_those_of_the_model(tmp_path: Path) -> None:
     assert len(found) == 71 and found[0].outputs.hidden_size == 64 and found[0].outputs == found[3].outputs
     tokens = llm.encode(DOCUMENTS[0], PoolingParams(use_activation=False), pooling_task="token_embed")[0].outputs.data
     assert torch.allclose(torch.tensor(tokens), rows, atol=1e-4)
+    every = [PoolingParams(use_activation=number % 3 != 0) for number in range(9)]
+    (plain,), (normal,) = (
+        llm.embed(DOCUMENTS[0], pooling_params=PoolingParams(use_activation=each)) for each in (False, True)
+    )
+    mixed = llm.embed([DOCUMENTS[0]] * 9, pooling_params=every)
+    for each, expected in zip(mixed, [plain, normal, normal] * 3, strict=True):
+        assert each.outputs.embedding == pytest.approx(expected.outputs.embedding, abs=1e-4)
+    assert plain.outputs.embedding != pytest.approx(normal.outputs.embedding, abs=1e-2)
+    names = [int(each.request_id) for each in mixed]
+    assert names == sorted(names)
+    second = llm.encode(DOCUMENTS, every[:3], pooling_task="embed")[1].outputs.data
+    assert second == pytest.approx(found[1].outputs.embedding, abs=1e-4)
+    for call, message in (
+        (lambda: llm.encode(DOCUMENTS, every[:2], pooling_task="embed"), "one entry for each of the 3 prompts, got 2"),
+        (lambda: llm.encode(DOCUMENTS, PoolingParams(task="embed"), pooling_task="token_embed"), "task .*is 'embed'"),
+        (lambda: llm.embed(DOCUMENTS, pooling_params=PoolingParams(task="token_embed")), "task .*is 'token_embed'"),
+        (lambda: llm.score("a", "b", pooling_params=PoolingParams(task="embed")), "this call is for 'score'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(PromptError, match=r"maximum context length .*value=502\) \(of prompt 68\)") as caught:
+        llm.embed([*texts[:68], "fox " * 500, *texts])
+    assert caught.value.index == 68
+    for each, expected in zip(caught.value.outputs[64:68], found[64:68], strict=True):
+        assert each.outputs.embedding == pytest.approx(expected.outputs.embedding, abs=1e-4)
+    with pytest.raises(PromptError, match=r"\(of prompt 66\)") as caught:
+        llm.score(QUERY, [*texts[:66], "fox " * 500])
+    assert caught.value.index == 66
     scores = llm.score(QUERY, texts)
     query, document = (torch.tensor(each.outputs.embedding) for each in (found[70], found[1]))
     assert scores[1].outputs.score == pytest.approx(torch.cosine_similarity(query, document, dim=0).item(), abs=1e-4)

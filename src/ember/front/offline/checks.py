@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
 from typing import Any, get_type_hints
@@ -51,3 +52,18 @@ def check_argument(name: str, value: Any, is_fit: bool, allowed: str) -> None:
     """Raises TypeError, with the argument's name, for a value that is not fit."""
     if not is_fit:
         raise TypeError(f"{name} must be {allowed}, not {type(value).__name__}.")
+
+
+def check_params(name: str, given: Any, kind: type, *, many: bool = False) -> None:
+    """Raises TypeError for what is neither None nor of this kind, nor, with `many`, a list of such."""
+    allowed = f"{kind.__name__} or None" + (", or a list of them" if many else "")
+    is_list = many and isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    for each in given if is_list else [given]:
+        check_argument(f"each of {name}" if is_list else name, each, each is None or isinstance(each, kind), allowed)
+
+
+def check_count(name: str, given: Any) -> None:
+    """Raises TypeError and ValueError."""
+    check_argument(name, given, type(given) is int, "a whole number")
+    if given < 1:
+        raise ValueError(f"{name} must be at least 1, got {given}.")

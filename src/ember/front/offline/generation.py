@@ -95,7 +95,7 @@ async def request_output(
     prompt_logprobs = None
     if num_prompt_logprobs is not None and run.prompt_logprobs is not None:
         prompt_logprobs = [
-            None if entry is None else position(entry, num_prompt_logprobs, call.services)
+            None if entry is None else position(entry, num_prompt_logprobs, call.services, with_text)
             for entry in run.prompt_logprobs
         ]
     return RequestOutput(
@@ -116,7 +116,9 @@ def _output(choice: Piece, num_logprobs: int | None, with_text: bool, services: 
         text=choice.text if with_text else "",
         token_ids=choice.token_ids,
         cumulative_logprob=math.fsum(entry.logprob for entry in choice.logprobs) if is_asked else None,
-        logprobs=[position(entry, num_logprobs or 0, services) for entry in choice.logprobs] if is_asked else None,
+        logprobs=[position(entry, num_logprobs or 0, services, with_text) for entry in choice.logprobs]
+        if is_asked
+        else None,
         finish_reason=choice.finish_reason,
         stop_reason=choice.stop_reason,
     )
@@ -143,11 +145,15 @@ async def beam_output(call: ApiCall) -> BeamSearchOutput:
     )
 
 
-def position(entry: TokenLogprobs, num_top: int, services: Services) -> Position:
+def position(entry: TokenLogprobs, num_top: int, services: Services, with_text: bool = True) -> Position:
     """The log probabilities at one position, by token id: the token itself and the `num_top` likeliest (-1: all)."""
     ranks = {token_id: rank for rank, token_id in enumerate(entry.top_ids, start=1)}
     name = services.tokenizer.token_text
     return {
-        token_id: Logprob(logprob, entry.rank if token_id == entry.token_id else ranks.get(token_id), name(token_id))
+        token_id: Logprob(
+            logprob,
+            entry.rank if token_id == entry.token_id else ranks.get(token_id),
+            name(token_id) if with_text else None,
+        )
         for token_id, logprob in alternatives(entry, num_top)
     }

@@ -9,12 +9,12 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ember.front.api.services import Services
 from ember.front.errors import ApiError
 from ember.front.offline import pooling
-from ember.front.offline.checks import check_argument
+from ember.front.offline.checks import check_argument, check_count, check_params
 from ember.front.offline.generation import beam_output, complete, converse, request_output
 from ember.front.offline.outputs import (
     BeamSearchOutput,
@@ -29,6 +29,7 @@ from ember.front.offline.outputs import (
     ScoringRequestOutput,
 )
 from ember.front.offline.params import BeamSearchParams, PoolingParams, SamplingParams
+from ember.front.offline.pooling import Chunk
 from ember.front.offline.prompts import PromptType, read_prompts
 from ember.front.offline.session import Progress, Session
 from ember.front.offline.tokenizer import OfflineTokenizer
@@ -39,6 +40,7 @@ from ember.wire import PoolingTask
 
 log = logging.getLogger(__name__)
 
+Output = TypeVar("Output")
 Tqdm = bool | Callable[..., Any]
 Messages = Sequence[Mapping[str, Any]]
 _FIRST_TASKS: tuple[PoolingTask, ...] = ("token_embed", "token_classify", "embed", "classify", "score")
@@ -56,7 +58,11 @@ class LLM:
     wrong value, RuntimeError when the model cannot be loaded.
     """
 
-    def __init__(self, model: str | None = None, **arguments: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str] | None = None, **arguments: Any) -> None:
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
+        if type(arguments.get("dtype")).__module__ == "torch":  # which is not imported for it
+            arguments["dtype"] = str(arguments["dtype"]).removeprefix("torch.")
         if model is None and not os.environ.get("MODEL_NAME"):
             raise TypeError("LLM() needs a model: give `model`, or set MODEL_NAME.")
         if "seed" not in arguments and not os.environ.get("SEED"):
@@ -121,13 +127,15 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: Tqdm = True,
-        priority: Sequence[int] | None = None,
+        priority: int | Sequence[int] | None = None,
         lora_request: None = None,
     ) -> list[RequestOutput]:
-        """Continue each prompt. The results are in the order of the prompts. Raises PromptError and RuntimeError."""
+        """Continue each prompt; `priority` is that of all, or one of each. The results are in the order of the prompts.
+        Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
         given = read_prompts(prompts)
-        work = self._generating(complete, self._services, sampling_params, len(given), priority, {}, is_chat=False)
+        each = [priority] * len(given) if isinstance(priority, int) else priority
+        work = self._generating(complete, self._services, sampling_params, len(given), each, {}, is_chat=False)
         return self._session.run(given, work, Progress(len(given), use_tqdm, "Processed prompts"))
 
     def chat(
@@ -181,7 +189,7 @@ class LLM:
         _refuse_adapter(lora_request)
         check_argument("params", params, isinstance(params, BeamSearchParams), "BeamSearchParams")
         if concurrency_limit is not None:
-            _check_count("concurrency_limit", concurrency_limit)
+            check_count("concurrency_limit", concurrency_limit)
         given = read_prompts(prompts)
         fields = params.body()
 
@@ -205,9 +213,9 @@ class LLM:
     ) -> Any:
         """The work of `Session.run` for prompts or chats. Raises TypeError, and ValueError for lists of another
         length."""
-        _check_params("sampling_params", sampling_params, SamplingParams, many=True)
+        check_params("sampling_params", sampling_params, SamplingParams, many=True)
         if priority is not None:
-            check_argument("priority", priority, isinstance(priority, Sequence), "a list of whole numbers")
+            check_argument("priority", priority, isinstance(priority, Sequence), "a whole number, or a list of them")
             for each in priority:
                 check_argument("each of priority", each, type(each) is int, "a whole number")
         for name, value in (("sampling_params", sampling_params), ("priority", priority)):
@@ -263,35 +271,37 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         *,
         use_tqdm: Tqdm = True,
-        pooling_params: PoolingParams | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         lora_request: None = None,
     ) -> list[EmbeddingRequestOutput]:
         """The embedding of each prompt. Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
-        return [
-            EmbeddingRequestOutput(name, EmbeddingOutput(values), token_ids)
-            for name, values, token_ids in self._pooled(prompts, "embed", pooling_params, use_tqdm)
-        ]
+
+        def made(name: str, values: list[Any], token_ids: list[int]) -> EmbeddingRequestOutput:
+            return EmbeddingRequestOutput(name, EmbeddingOutput(values), token_ids)
+
+        return self._pooled(prompts, "embed", pooling_params, use_tqdm, made)
 
     def classify(
         self,
         prompts: PromptType | Sequence[PromptType],
         *,
         use_tqdm: Tqdm = True,
-        pooling_params: PoolingParams | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         lora_request: None = None,
     ) -> list[ClassificationRequestOutput]:
         """The probabilities of the classes of each prompt. Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
-        return [
-            ClassificationRequestOutput(name, ClassificationOutput(values), token_ids)
-            for name, values, token_ids in self._pooled(prompts, "classify", pooling_params, use_tqdm)
-        ]
+
+        def made(name: str, values: list[Any], token_ids: list[int]) -> ClassificationRequestOutput:
+            return ClassificationRequestOutput(name, ClassificationOutput(values), token_ids)
+
+        return self._pooled(prompts, "classify", pooling_params, use_tqdm, made)
 
     def encode(
         self,
         prompts: PromptType | Sequence[PromptType],
-        pooling_params: PoolingParams | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         pooling_task: str | None = None,
         use_tqdm: Tqdm = True,
@@ -300,14 +310,16 @@ class LLM:
         """What a pooling task makes of each prompt: without a task, the values of every token where the model has them.
         Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
-        _check_params("pooling_params", pooling_params, PoolingParams)
-        task = pooling_task or (pooling_params.task if pooling_params is not None else None)
+        check_params("pooling_params", pooling_params, PoolingParams, many=True)
+        given = pooling_params if isinstance(pooling_params, Sequence) else [pooling_params]
+        task = pooling_task or next((each.task for each in given if each is not None and each.task), None)
         if task is None:
             task = next((name for name in _FIRST_TASKS if name in self.tasks), "embed")
-        return [
-            PoolingRequestOutput(name, PoolingOutput(values), token_ids)
-            for name, values, token_ids in self._pooled(prompts, task, pooling_params, use_tqdm)
-        ]
+
+        def made(name: str, values: list[Any], token_ids: list[int]) -> PoolingRequestOutput[PoolingOutput]:
+            return PoolingRequestOutput(name, PoolingOutput(values), token_ids)
+
+        return self._pooled(prompts, task, pooling_params, use_tqdm, made)
 
     def score(
         self,
@@ -325,51 +337,43 @@ class LLM:
         if not first or not second or (len(first) > 1 and len(first) != len(second)):
             message = f"got {len(first)} and {len(second)} texts"
             raise ValueError(f"data_1 and data_2 must have 1:1, 1:N or N:N texts; {message}.")
-        starts = range(0, len(second), pooling.CHUNK)
-        _check_params("pooling_params", pooling_params, PoolingParams)
-        fields = {} if pooling_params is None else pooling_params.body()
+        check_params("pooling_params", pooling_params, PoolingParams)
+        names = [self._name() for _ in second]
+        pairs: Sequence[Any] = second if len(first) == 1 else list(zip(first, second, strict=True))
 
-        async def work(index: int, start: int) -> list[Any]:
-            documents = second[start : start + pooling.CHUNK]
-            queries = first if len(first) == 1 else first[start : start + pooling.CHUNK]
-            return await pooling.score(self._services, queries, documents, fields)
+        async def scored(chunk: Chunk) -> list[ScoringRequestOutput]:
+            queries, documents = (first, chunk.items) if len(first) == 1 else zip(*chunk.items, strict=True)
+            found = await pooling.score(self._services, queries, documents, chunk.fields)
+            return [
+                ScoringRequestOutput(name, ScoringOutput(value), text.token_ids)
+                for name, (text, value) in zip(names[chunk.start :], found, strict=False)
+            ]
 
-        found = self._session.run(starts, work, Progress(len(starts), use_tqdm, "Scored"), pooling.WINDOW)
-        return [
-            ScoringRequestOutput(self._name(), ScoringOutput(value), text.token_ids)
-            for chunk in found
-            for text, value in chunk
-        ]
+        chunks = pooling.chunks(pairs, pooling.params_of_each(pooling_params, len(pairs), "score"))
+        return pooling.run_chunks(self._session, list(chunks), scored, use_tqdm, "Scored")
 
     def _pooled(
-        self, prompts: Any, task: str, params: PoolingParams | None, use_tqdm: Tqdm
-    ) -> list[tuple[str, list[Any], list[int]]]:
-        """A request id, the values and the token ids of each prompt."""
-        _check_params("pooling_params", params, PoolingParams)
-        fields = {} if params is None else params.body()
-        chunks = list(pooling.chunks(read_prompts(prompts)))
+        self,
+        prompts: Any,
+        task: str,
+        params: PoolingParams | Sequence[PoolingParams] | None,
+        use_tqdm: Tqdm,
+        made: Callable[[str, list[Any], list[int]], Output],
+    ) -> list[Output]:
+        """What `made` makes of a request id, the values and the token ids of each prompt."""
+        check_params("pooling_params", params, PoolingParams, many=True)
+        texts = [prompt.content for prompt in read_prompts(prompts)]
+        names = [self._name() for _ in texts]
 
-        async def work(index: int, chunk: Any) -> list[tuple[list[Any], list[int]]]:
-            pooled = await pooling.pool(self._services, chunk, task, fields)
-            return [(pooling.numbers(values), text.token_ids) for text, values in pooled]
+        async def pooled(chunk: Chunk) -> list[Output]:
+            found = await pooling.pool(self._services, chunk.items, task, chunk.fields)
+            return [
+                made(name, pooling.numbers(values), text.token_ids)
+                for name, (text, values) in zip(names[chunk.start :], found, strict=False)
+            ]
 
-        found = self._session.run(chunks, work, Progress(len(chunks), use_tqdm, "Pooled"), pooling.WINDOW)
-        return [(self._name(), values, token_ids) for chunk in found for values, token_ids in chunk]
-
-
-def _check_params(name: str, given: Any, kind: type, *, many: bool = False) -> None:
-    """Raises TypeError for what is neither None nor of this kind, nor, with `many`, a list of such."""
-    allowed = f"{kind.__name__} or None" + (", or a list of them" if many else "")
-    is_list = many and isinstance(given, Sequence) and not isinstance(given, str | bytes)
-    for each in given if is_list else [given]:
-        check_argument(f"each of {name}" if is_list else name, each, each is None or isinstance(each, kind), allowed)
-
-
-def _check_count(name: str, given: Any) -> None:
-    """Raises TypeError and ValueError."""
-    check_argument(name, given, type(given) is int, "a whole number")
-    if given < 1:
-        raise ValueError(f"{name} must be at least 1, got {given}.")
+        chunks = pooling.chunks(texts, pooling.params_of_each(params, len(texts), task))
+        return pooling.run_chunks(self._session, list(chunks), pooled, use_tqdm, "Pooled")
 
 
 def _conversations(messages: Any) -> list[Any]:

@@ -109,10 +109,30 @@ class SamplingParams:
                 raise ValueError(error.message) from None
         _at_least_1(self, "n")
         _at_least_1(self, "max_tokens")
+        self.stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        for name in ("stop", "stop_token_ids", "bad_words"):
+            setattr(self, name, getattr(self, name) or [])
+        for name in ("stop", "bad_words"):
+            if "" in getattr(self, name):
+                raise ValueError(f"{name} cannot contain an empty string.")
+        for name in ("logprobs", "prompt_logprobs", "thinking_token_budget"):
+            if (getattr(self, name) or 0) < -1:
+                raise ValueError(f"{name} must be at least 0, or -1 for no limit, got {getattr(self, name)}.")
+        if self.min_tokens < 0 or (self.max_tokens is not None and self.min_tokens > self.max_tokens):
+            most = "" if self.max_tokens is None else f" and at most max_tokens={self.max_tokens}"
+            raise ValueError(f"min_tokens must be at least 0{most}, got {self.min_tokens}.")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be a number of 64 bits, got {self.seed}.")
+        self.thinking_token_budget = None if self.thinking_token_budget == -1 else self.thinking_token_budget
 
     def body(self, longest: int) -> dict[str, Any]:
         """The fields of a body for /v1/completions. `longest` is the length of the context: an output
-        ends there, whatever `max_tokens` says."""
+        ends there, whatever `max_tokens` says. Raises ValueError for an option of chats."""
+        if self.thinking_token_budget is not None:
+            raise ValueError("thinking_token_budget is for chats: use LLM.chat, or leave it out.")
+        return self._body(longest)
+
+    def _body(self, longest: int) -> dict[str, Any]:
         found = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_SENT}
         found["max_tokens"] = longest if self.max_tokens is None else min(self.max_tokens, longest)
         for name in ("structured_outputs", "guided_decoding"):
@@ -124,7 +144,7 @@ class SamplingParams:
 
     def chat_body(self, longest: int) -> dict[str, Any]:
         """The options as fields of a body for /v1/chat/completions, which has log probabilities in another form."""
-        found = self.body(longest)
+        found = self._body(longest)
         if self.logprobs is not None:
             found |= {"logprobs": True, "top_logprobs": self.logprobs}
         if self.thinking_token_budget is not None:
@@ -183,5 +203,5 @@ class PoolingParams:
         check_options(self)
 
     def body(self) -> dict[str, Any]:
-        """The fields of a body for the pooling routes."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The fields of a body for the pooling routes, without the task."""
+        return {name: value for name, value in asdict(self).items() if value is not None and name != "task"}

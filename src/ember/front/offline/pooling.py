@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args
 
 from ember.front.api.body import parse_body
 from ember.front.api.exchange import Request
@@ -15,25 +17,92 @@ from ember.front.api.pooling.score import scored_texts
 from ember.front.api.pooling.texts import read_texts
 from ember.front.api.pooling.vectors import values_of
 from ember.front.api.services import Services
-from ember.front.errors import bad_request
+from ember.front.errors import ApiError, bad_request
 from ember.front.link.pooling import PoolText
-from ember.front.offline.prompts import GivenPrompt
+from ember.front.offline.errors import raise_for
+from ember.front.offline.params import PoolingParams
+from ember.front.offline.session import Progress, Session
 from ember.wire import Pooled, PoolingTask
+
+Output = TypeVar("Output")
 
 CHUNK = 64  # texts of one call
 WINDOW = 4  # calls under way at a time
+_PLACE = re.compile(r" It is \w+\.\d+\.$")  # of a text in its call
 
 
-def chunks(prompts: Sequence[GivenPrompt]) -> Iterator[list[str] | list[list[int]]]:
-    """The prompts in lists of one form, texts or token ids, in their order."""
-    chunk: list[Any] = []
-    for content in (prompt.content for prompt in prompts):
-        if chunk and (len(chunk) == CHUNK or type(content) is not type(chunk[0])):
-            yield chunk
-            chunk = []
-        chunk.append(content)
-    if chunk:
-        yield chunk
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Texts of one call, of which the first is the prompt `start`. They are of one type, and `fields` are those of
+    their body."""
+
+    start: int
+    items: list[Any]
+    fields: dict[str, Any]
+
+
+def params_of_each(
+    params: PoolingParams | Sequence[PoolingParams] | None, count: int, task: str
+) -> Sequence[PoolingParams | None]:
+    """The parameters of each prompt. Raises ValueError for another number of them, and for a task that is another one
+    than that of the call."""
+    each = params if isinstance(params, Sequence) else [params] * count
+    if len(each) != count:
+        raise ValueError(f"pooling_params must have one entry for each of the {count} prompts, got {len(each)}.")
+    for given in each:
+        if given is not None and given.task not in (None, task):
+            raise ValueError(f"The task of pooling_params is {given.task!r}, but this call is for {task!r}.")
+    return each
+
+
+def chunks(items: Sequence[Any], params: Sequence[PoolingParams | None]) -> Iterator[Chunk]:
+    """The items, in their order, with the parameters of each."""
+    start = 0
+    for end in range(1, len(items) + 1):
+        if (
+            end == len(items)
+            or end - start == CHUNK
+            or type(items[end]) is not type(items[start])
+            or params[end] != params[start]
+        ):
+            given = params[start]
+            yield Chunk(start, list(items[start:end]), {} if given is None else given.body())
+            start = end
+
+
+def run_chunks(
+    session: Session,
+    given: Sequence[Chunk],
+    call: Callable[[Chunk], Awaitable[list[Output]]],
+    use_tqdm: Any,
+    description: str,
+) -> list[Output]:
+    """The outputs of `call` for all items. Raises PromptError for the first item at fault, which is found by running
+    the items of its call one by one, and RuntimeError."""
+    count = sum(len(chunk.items) for chunk in given)
+    outputs: list[Any] = [None] * count
+    progress = Progress(count, use_tqdm, description)
+
+    async def work(_: int, chunk: Chunk) -> None:
+        end = chunk.start + len(chunk.items)
+        try:
+            outputs[chunk.start : end] = await call(chunk)
+        except ApiError as error:
+            if error.status >= 500:
+                raise
+            for place, item in enumerate(chunk.items, chunk.start):
+                outputs[place] = await alone(Chunk(place, [item], chunk.fields))
+        progress.num_done += len(chunk.items) - 1  # `run` counts one
+
+    async def alone(chunk: Chunk) -> Output:
+        try:
+            return (await call(chunk))[0]
+        except ApiError as error:
+            error.message = _PLACE.sub("", error.message)
+            raise_for(error, chunk.start, count, outputs)
+
+    session.run(given, work, progress, WINDOW)
+    return outputs
 
 
 async def pool(
