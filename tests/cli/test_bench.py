@@ -10,7 +10,9 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -22,7 +24,7 @@ from aiohttp.test_utils import TestServer
 
 from ember.cli import main
 from ember.cli.api_client import ServerError, connect
-from ember.cli.bench import prompts, report
+from ember.cli.bench import load, prompts, report
 from ember.cli.bench.load import Load, LoadTest, Outcome, Run, arrivals
 from tests.support.processes import ROOT, Process, url_of
 
@@ -118,6 +120,12 @@ FAULTS = {
     "event": (b'data: {"error": {"message": "the engine failed"}}\n\n', "the engine failed"),
     "no json": (b"data: {\n\ndata: [DONE]\n\n", "is no JSON"),
     "usage": (b'data: {"usage": 5}\n\ndata: [DONE]\n\n', "another form"),
+    "empty": (b'data: {"usage": {"prompt_tokens": 3, "completion_tokens": 0}}\n\ndata: [DONE]\n\n', "has no tokens"),
+    "nothing": (b"data: [DONE]\n\n", "has no tokens"),
+    "late": (
+        b'data: {"choices": [{"delta": {"content": "a"}}]}\n\ndata: {"error": {"message": "it failed"}}\n\n',
+        "it failed",
+    ),
     "list": (b"data: [1]\n\ndata: [DONE]\n\n", "is no object"),
 }
 
@@ -155,6 +163,27 @@ def test_each_kind_of_failed_request_is_an_outcome():
     assert refused.error == "503: busy"
     for fault, (_, message) in zip(faults, FAULTS.values(), strict=True):
         assert message in str(fault.error)
+
+
+def test_an_answer_ends_with_its_last_token(monkeypatch: pytest.MonkeyPatch):
+    """And not with the events behind it, which say the usage: the time after the first token is that between tokens."""
+    ticks = itertools.count()
+    monkeypatch.setattr(load, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks)), process_time=float))
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+
+    class Client:
+        async def stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[list[dict[str, Any]]]:
+            for _ in range(4):
+                yield [{"choices": [{"text": "a"}]}]
+            for _ in range(3):
+                yield [usage]
+
+    client: Any = Client()
+    asked = [prompts.Prompt({"prompt": "A"}, None, 4)]
+    result = asyncio.run(LoadTest(client, "completions", "m", True, {}).run(asked, Load(), random.Random(1)))
+    (found,) = result.outcomes
+    assert found.ttft == 1 and found.gaps == [1, 1, 1] and found.tpot == 1 and found.e2e == 4
+    assert found.num_output == 4 and found.error is None
 
 
 def test_a_load_test_counts_what_the_server_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

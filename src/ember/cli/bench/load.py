@@ -152,13 +152,16 @@ class LoadTest:
                         outcome.num_cached = _count(details.get("cached_tokens")) or 0
             if outcome.num_output is None:
                 outcome.num_output, outcome.is_counted = num_arrivals, False
+            if not num_arrivals and not outcome.num_output:
+                outcome.error = "the answer has no tokens"
         except ServerError as error:
             outcome.error = str(error) if error.status is None else f"{error.status}: {error}"
         except (AttributeError, TypeError):
             outcome.error = "an event of the stream has another form than OpenAI's"
         finally:
             self._under_way -= 1
-        outcome.end = time.perf_counter() - began
+        is_whole = outcome.error is None and num_arrivals > 0
+        outcome.end = last if is_whole else time.perf_counter() - began  # what follows the last token is no part of it
         return outcome
 
 
