@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this directory: its queue.py is not the library's
 
 from benchmarks.shapes import SHAPES, make_checkpoint  # noqa: E402
-from ember.gguf.header import read_header  # noqa: E402
+from ember.gguf.header import Array, read_header  # noqa: E402
 
 CPU_TORCH = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
 PEERS: dict[str, tuple[str, list[str], dict[str, str]]] = {
@@ -74,9 +74,9 @@ def main() -> None:
 
 def _vocab_size(model: Path) -> int:
     if model.is_file():
-        tokens = read_header(model).metadata.texts("tokenizer.ggml.tokens")
-        assert tokens is not None, "the file has no tokenizer"
-        return len(tokens)
+        tokens = read_header(model).metadata.values["tokenizer.ggml.tokens"]
+        assert isinstance(tokens, Array), "the file has no tokenizer"
+        return tokens.count
     config = json.loads((model / "config.json").read_text())
     return int(config["vocab_size"])
 

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from benchmarks.peers import _vocab_size
+from ember.gguf import header
+from tests.gguf_files.files import write_gguf
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text())
@@ -27,3 +32,11 @@ assert queue.SimpleQueue, queue.__file__
 def test_a_script_starts(script: Path) -> None:
     done = subprocess.run([sys.executable, "-c", START, str(script)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_vocabulary_of_a_gguf_file_is_counted_whatever_its_size(tmp_path):
+    tokens = [f"token {number}" for number in range(header.MAX_ENTRIES + 1)]
+    file = write_gguf(
+        tmp_path / "model.gguf", {"tokenizer.ggml.tokens": tokens}, {"x": (np.ones(4, np.float32), "F32")}
+    )
+    assert _vocab_size(file) == len(tokens)
