@@ -21,7 +21,7 @@ from ember.front.api.batches.manager import Batches, batches_of
 from ember.front.api.batches.results import Answer, ResultFile
 from ember.front.api.batches.run import Reply
 from ember.front.api.batches.store import Record, Store
-from ember.front.api.exchange import Request, new_id
+from ember.front.api.exchange import Request, UploadedFile, new_id
 from ember.front.errors import ApiError
 from ember.settings import load_settings
 
@@ -275,6 +275,19 @@ def test_files_are_read_in_threads(play: Any, monkeypatch: pytest.MonkeyPatch) -
             here.batches.start(batch)
             await here.until(batch, "completed", "expired")
         assert threads and threading.get_ident() not in threads
+
+    play(scenario)
+
+
+def test_an_error_does_not_tell_where_an_upload_is(play: Any) -> None:
+    """Both parts of a form may be files, and a file may stand where a text is wanted."""
+
+    async def scenario(here: Deployment) -> None:
+        upload = UploadedFile("in.jsonl", here.store.files / "upload-1")
+        form = {"file": upload, "purpose": upload}
+        with pytest.raises(ApiError) as caught:
+            await handlers.create_file(here.services, Request("POST", "/v1/files", form))
+        assert caught.value.message == "purpose must be 'batch', got a file." and caught.value.param == "purpose"
 
     play(scenario)
 

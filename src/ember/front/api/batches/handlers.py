@@ -34,7 +34,8 @@ async def create_file(services: Services, raw_request: Request) -> Response:
     if not isinstance(file, UploadedFile):
         raise bad_request("`file` is missing: send the file as multipart/form-data over HTTP.", "file")
     if purpose != "batch":
-        raise bad_request(f"purpose must be 'batch', got {shown(purpose)}.", "purpose")
+        given = "a file" if isinstance(purpose, UploadedFile) else shown(purpose)
+        raise bad_request(f"purpose must be 'batch', got {given}.", "purpose")
     if any(name.startswith("expires_after") for name in form):
         raise later("expires_after")
     store = batches_of(services).store
