@@ -267,7 +267,13 @@ def test_under_a_path_of_a_proxy(open_page: Open) -> None:
 def test_a_key_is_asked_for_and_kept_in_memory_alone(open_page: Open) -> None:
     with Server(chat(api_key="one")) as server:
         page = open_page(server.url)
-        for key in ("wrong", "one"):
+        key_field = page.get_by_role("dialog").get_by_label("Key")
+        for key in ("wr…ng", "two words"):  # no header can hold the first, and no key has a space
+            key_field.fill(key)
+            page.get_by_role("button", name="Use it").click()
+            assert key_field.is_visible() and not key_field.evaluate("(field) => field.validity.valid")
+        assert page.get_by_text("connection to the server was lost").count() == 0
+        for key in (" wrong ", "one"):
             page.get_by_role("dialog").get_by_label("Key").fill(key)
             page.get_by_role("button", name="Use it").click()
             if key == "wrong":
