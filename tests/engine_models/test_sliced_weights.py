@@ -25,7 +25,16 @@ from ember.engine.description.families.gpt_oss import GPT_OSS_EXPERTS
 from ember.engine.description.families.phi import PHI3_NAMES
 from ember.engine.description.read_experts import MIXTRAL_NAMES
 from ember.engine.description.rotary_decoder import LLAMA_NAMES
-from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Spec, Stored, TensorSpec, weight_specs
+from ember.engine.description.weight_specs import weight_specs
+from ember.engine.description.weights import (
+    LinearSpec,
+    Output,
+    Rows,
+    Size,
+    Spec,
+    Stored,
+    TensorSpec,
+)
 from ember.engine.errors import ModelError
 from ember.engine.layers.linear import Linear
 from ember.engine.loading import load as loading

@@ -10,7 +10,7 @@ import pytest
 
 from ember.engine.description.cache_format import is_float8
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.weights import weight_specs
+from ember.engine.description.weight_specs import weight_specs
 from ember.engine.errors import ModelError
 from ember.engine.loading.load import read_model_config
 from ember.engine.loading.resolve import resolve_model

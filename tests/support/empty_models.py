@@ -22,7 +22,8 @@ from ember.engine.core.state_slots import StateSlots
 from ember.engine.description.cache_groups import cache_groups, paged
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.operator_sets import TRITON
-from ember.engine.description.weights import LinearSpec, weight_specs
+from ember.engine.description.weight_specs import weight_specs
+from ember.engine.description.weights import LinearSpec
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.linear import Linear
 from ember.engine.models.build import Weights

@@ -21,7 +21,8 @@ from torch import Tensor
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.read_config import read_json
 from ember.engine.description.sentence_transformers import module_directories, reader
-from ember.engine.description.weights import LinearSpec, weight_specs
+from ember.engine.description.weight_specs import weight_specs
+from ember.engine.description.weights import LinearSpec
 from ember.engine.errors import ModelError
 from ember.engine.loading.files import INDEX, SINGLE
 from ember.engine.loading.load import read_model_config

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from ember.engine.description.config import DecoderConfig, WeightNames
 from ember.engine.description.pooling import POOLER_NAMES
 from ember.engine.description.shells import text_entries
-from ember.engine.description.weights import LinearSpec, Rows, Spec, weight_specs
+from ember.engine.description.weight_specs import weight_specs
+from ember.engine.description.weights import LinearSpec, Rows, Spec
 from ember.engine.errors import ModelError
 from ember.engine.loading.cache_scales import is_cache_scale
 from ember.engine.loading.counts import check_counts, misfit

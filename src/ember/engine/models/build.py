@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ember.engine.description.cache_groups import cache_groups, cache_places, state_places
 from ember.engine.description.config import DecoderConfig, Disentangled
-from ember.engine.description.weights import BESIDE_NORMS, XIELU_WEIGHTS
+from ember.engine.description.mlp_weights import BESIDE_NORMS, XIELU_WEIGHTS
 from ember.engine.layers.block import (
     Attention,
     BesideExperts,
@@ -32,7 +32,7 @@ from ember.engine.layers.norm import JointHeadNorm, LayerNorm, Norm, QkNorm, RMS
 from ember.engine.layers.restored import RestoredLinear
 
 Weights = dict[str, Linear | Tensor]
-"""Weights by the names of `description.weights.weight_specs`: linear layers, and vectors and tables."""
+"""Weights by the names of `description.weight_specs.weight_specs`: linear layers, and vectors and tables."""
 
 
 def tensors_of(weights: Weights) -> Iterator[Tensor]:
@@ -45,7 +45,7 @@ def tensors_of(weights: Weights) -> Iterator[Tensor]:
 
 
 def build_parts(config: DecoderConfig, weights: Weights) -> DecoderParts:
-    """The decoder's parts, made of `weights` by the names of `description.weights.weight_specs`.
+    """The decoder's parts, made of `weights` by the names of `description.weight_specs.weight_specs`.
 
     The dict is emptied, so that a part is freed when it is replaced later. Raises AssertionError if no part uses a
     weight: the model would not compute what its configuration says.

@@ -282,7 +282,7 @@ class Decoder:
     """
 
     def __init__(self, config: DecoderConfig, weights: Weights) -> None:
-        """`weights` by the names of `description.weights.weight_specs`, on one device; the dict is emptied."""
+        """`weights` by the names of `description.weight_specs.weight_specs`, on one device; the dict is emptied."""
         self.config = config
         self.num_parameters = sum(
             weight.numel() if isinstance(weight, Tensor) else weight.num_parameters for weight in weights.values()

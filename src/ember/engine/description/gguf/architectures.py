@@ -15,7 +15,7 @@ from ember.engine.description.config import DecoderConfig
 from ember.engine.description.gguf import expert_fields, gemma4, mixer_fields
 from ember.engine.description.gguf.architecture import Architecture, Values
 from ember.engine.description.gguf.facts import Facts
-from ember.engine.description.weights import XIELU_WEIGHTS
+from ember.engine.description.mlp_weights import XIELU_WEIGHTS
 
 
 def _llama(facts: Facts) -> str:

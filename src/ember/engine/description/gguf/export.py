@@ -18,7 +18,8 @@ from ember.engine.description.fields import shown
 from ember.engine.description.gguf.architectures import ARCHITECTURES
 from ember.engine.description.gguf.names import gguf_names
 from ember.engine.description.rope_config import RopeConfig
-from ember.engine.description.weights import TensorSpec, weight_specs
+from ember.engine.description.weight_specs import weight_specs
+from ember.engine.description.weights import TensorSpec
 from ember.engine.errors import ModelError
 
 # The class of a checkpoint's language model -> general.architecture.
