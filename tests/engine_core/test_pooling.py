@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from ember.cli.quantize import quantize
 from ember.engine.core.engine import Engine
 from ember.engine.core.prediction import predict
-from ember.engine.description.pooling import Modules, PoolingConfig, TaskSettings, read_pooling
+from ember.engine.description.pooling import Modules, PoolingConfig, TaskSettings
+from ember.engine.description.read_pooling import read_pooling
 from ember.engine.description.sentence_transformers import read_modules
 from ember.engine.errors import ModelError
 from ember.engine.layers.pooler import Pooler

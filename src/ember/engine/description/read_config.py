@@ -30,9 +30,9 @@ from ember.engine.description.pooling import (
     PoolingType,
     TaskSettings,
     pooling_type,
-    read_pooling,
 )
 from ember.engine.description.quantization_config import quantization_of, read_beside
+from ember.engine.description.read_pooling import read_pooling
 from ember.engine.description.sentence_transformers import read_model_modules
 from ember.engine.description.shells import SHELL_TYPES, SHELLS, text_fields
 from ember.engine.errors import ModelError
