@@ -35,9 +35,10 @@ from ember.engine.core.chores import Chores
 from ember.engine.core.engine import Engine
 from ember.engine.core.grammars.workers import GrammarWorkers
 from ember.engine.core.limits import EngineLimits
-from ember.engine.description.config import DecoderConfig, LatentConfig, Mixer, WeightNames
+from ember.engine.description.config import DecoderConfig, LatentConfig, Mixer
 from ember.engine.description.mixers import DeltaConfig, DeltaNames
 from ember.engine.description.rope_config import RopeConfig
+from ember.engine.description.weight_names import WeightNames
 from ember.wire import Generate, SamplingParams
 from ember_kernels import compile as kernels
 from ember_kernels.launch import Direct

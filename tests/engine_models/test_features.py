@@ -17,7 +17,6 @@ from ember.boot import Timeline
 from ember.engine.core.boot import open_model
 from ember.engine.description import operator_sets
 from ember.engine.description.config import (
-    DATA,
     Activation,
     DecoderConfig,
     Disentangled,
@@ -31,6 +30,7 @@ from ember.engine.description.config import (
     Wiring,
 )
 from ember.engine.description.families.registry import find_family
+from ember.engine.description.features import DATA
 from ember.engine.description.mixers import ConvConfig, DeltaConfig, SelectiveConfig, SelectiveNorm, SsdConfig, SsdNorm
 from ember.engine.description.operator_choice import decide
 from ember.engine.description.operator_sets import (

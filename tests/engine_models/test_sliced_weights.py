@@ -18,13 +18,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig, WeightNames
+from ember.engine.description.config import DecoderConfig, ExpertsConfig
 from ember.engine.description.families.gpt2 import GPT2_NAMES
 from ember.engine.description.families.gpt_neox import GPT_NEOX_NAMES
 from ember.engine.description.families.gpt_oss import GPT_OSS_EXPERTS
 from ember.engine.description.families.phi import PHI3_NAMES
 from ember.engine.description.read_experts import MIXTRAL_NAMES
 from ember.engine.description.rotary_decoder import LLAMA_NAMES
+from ember.engine.description.weight_names import ExpertNames, WeightNames
 from ember.engine.description.weight_specs import weight_specs
 from ember.engine.description.weights import (
     LinearSpec,

@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 GPT_SPELLING = {

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import Fields, shown
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 EXTRA = "worker-ember[transformers]"

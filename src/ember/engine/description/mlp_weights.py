@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
+from ember.engine.description.config import DecoderConfig, ExpertsConfig
+from ember.engine.description.weight_names import ExpertNames
 from ember.engine.description.weights import (
     Output,
     Rows,

@@ -7,10 +7,11 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from ember.engine.description.classic_decoder import must_be, spelled
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.pooling import ClassifierHead, DenseConfig
+from ember.engine.description.weight_names import WeightNames
 
 ENCODER_FIELDS = COMMON_FIELDS | field_names(
     "intermediate_size hidden_act layer_norm_eps type_vocab_size position_embedding_type is_decoder"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ember.engine.description.config import ExpertNames, ExpertsConfig
+from ember.engine.description.config import ExpertsConfig
 from ember.engine.description.fields import MAX_LAYERS, Fields
+from ember.engine.description.weight_names import ExpertNames
 from ember.engine.errors import ModelError
 
 EXPERT_NAMES = ExpertNames(

@@ -6,11 +6,12 @@ from collections import ChainMap
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ember.engine.description.config import DecoderConfig, LatentConfig, Mixer, WeightNames
+from ember.engine.description.config import DecoderConfig, LatentConfig, Mixer
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.read_rope import ROPE_FIELDS, RopeForm, yarn_temperature
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, with_rope
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 LATENT_NAMES: WeightNames = replace(

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_INTEGER, MAX_LAYERS, Fields
 from ember.engine.description.read_rope import ROPE_FIELDS, RopeForm, read_rope
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 LLAMA_NAMES = WeightNames(

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.pooling import POOLER_NAMES
 from ember.engine.description.shells import text_entries
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.description.weight_specs import weight_specs
 from ember.engine.description.weights import LinearSpec, Rows, Spec
 from ember.engine.errors import ModelError

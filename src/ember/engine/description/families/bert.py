@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.pooling import ClassifierHead
 from ember.engine.description.read_encoder import ENCODER_FIELDS, classifier_of, read_encoder, with_mask_head
+from ember.engine.description.weight_names import WeightNames
 
 
 def bert_names(base: str, more_unused: tuple[str, ...] = ()) -> WeightNames:

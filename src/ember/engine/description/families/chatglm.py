@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ember.engine.description.classic_decoder import must_be
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import COMMON_FIELDS, Family, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.rope_config import RopeConfig
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 NAMES = WeightNames(

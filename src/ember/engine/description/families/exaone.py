@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.deepseek_experts import (
     DEEPSEEK_NAMES,
     after_dense,
@@ -17,6 +17,7 @@ from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.layer_types import every_nth, with_layer_types
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import WeightNames
 
 EXAONE3_NAMES = WeightNames(
     layer="transformer.h.{}.",

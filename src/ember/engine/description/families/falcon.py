@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ember.engine.description.classic_decoder import CLASSIC_FIELDS, alibi_slopes, read_classic_decoder
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.read_rope import ROPE_FIELDS, warn_of_unused_rope
 from ember.engine.description.rotary_decoder import with_rope
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 _SPELLING = {"hidden_size": "n_embed", "intermediate_size": "ffn_hidden_size", "activation": "activation"}

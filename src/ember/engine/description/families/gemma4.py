@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
+from ember.engine.description.config import DecoderConfig, ExpertsConfig
 from ember.engine.description.families.gemma import GEMMA3_NAMES
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.layer_types import every_nth, with_layer_types
 from ember.engine.description.read_rope import ROPE_FIELDS, RopeForm, read_local_rope, read_rope
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import ExpertNames
 from ember.engine.errors import ModelError
 
 NAMES = replace(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, ExpertNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import every_nth, with_layer_types
 from ember.engine.description.read_experts import read_experts
 from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import ExpertNames
 
 GPT_OSS_EXPERTS = ExpertNames(
     router="mlp.router",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ember.engine.description.classic_decoder import GPT_FIELDS, read_classic_decoder
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.rope_config import RopeConfig
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 GPTJ_NAMES = WeightNames(

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ember.engine.description.config import DecoderConfig, ExpertNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.families import llama
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import with_layer_types
 from ember.engine.description.read_experts import read_experts
+from ember.engine.description.weight_names import ExpertNames
 
 MOE_NAMES = ExpertNames(
     router="block_sparse_moe.router.layer",

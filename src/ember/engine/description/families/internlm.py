@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import WeightNames
 
 INTERNLM2_NAMES = WeightNames(
     layer="model.layers.{}.",

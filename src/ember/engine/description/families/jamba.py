@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, Mixer
+from ember.engine.description.config import DecoderConfig, Mixer
 from ember.engine.description.families.nemotron_h import MAMBA2_CONTEXT
 from ember.engine.description.families.nemotron_h import NAMES as MAMBA_NAMES
 from ember.engine.description.family import ACTIVATIONS, Family, field_names
@@ -13,6 +13,7 @@ from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.mixers import SelectiveConfig, SelectiveNames
 from ember.engine.description.read_experts import read_experts
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import ExpertNames
 from ember.engine.errors import ModelError
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, Mixer
+from ember.engine.description.config import DecoderConfig, Mixer
 from ember.engine.description.deepseek_experts import after_dense
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
@@ -16,6 +16,7 @@ from ember.engine.description.mixers import ConvConfig, ConvNames
 from ember.engine.description.read_experts import read_experts
 from ember.engine.description.read_rope import RopeForm, read_local_rope, read_rope
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import ExpertNames
 from ember.engine.errors import ModelError
 
 NAMES = replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields
 from ember.engine.description.layer_types import with_layer_types
@@ -12,6 +12,7 @@ from ember.engine.description.pooling import ClassifierHead, DenseConfig, Poolin
 from ember.engine.description.read_encoder import ENCODER_FIELDS, read_encoder
 from ember.engine.description.read_rope import ROPE_FIELDS, RopeForm, read_local_rope, read_rope
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import WeightNames
 
 MODERNBERT_NAMES = WeightNames(
     base="model.",

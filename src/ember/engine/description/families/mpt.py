@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ember.engine.description.classic_decoder import CLASSIC_FIELDS, alibi_slopes, must_be, read_classic_decoder
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import Family, field_names
 from ember.engine.description.fields import Fields, listed
 from ember.engine.description.known_fields import HARMLESS, NEUTRAL
+from ember.engine.description.weight_names import WeightNames
 
 _SPELLING = {
     "hidden_size": "d_model",

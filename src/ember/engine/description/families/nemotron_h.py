@@ -10,13 +10,14 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, Mixer
+from ember.engine.description.config import DecoderConfig, Mixer
 from ember.engine.description.family import ACTIVATIONS, Family, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
 from ember.engine.description.layer_types import read_mixers
 from ember.engine.description.read_experts import read_experts
 from ember.engine.description.read_ssd import read_ssd, ssd_names
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import ExpertNames
 
 NAMES = replace(
     LLAMA_NAMES,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.family import ACTIVATIONS, COMMON_FIELDS, Family, divide_into_heads, field_names
 from ember.engine.description.fields import MAX_LAYERS, Fields
+from ember.engine.description.weight_names import WeightNames
 
 OPT_NAMES = WeightNames(
     layer="model.decoder.layers.{}.",

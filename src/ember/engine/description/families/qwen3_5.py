@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ember.engine.description.config import DecoderConfig, ExpertsConfig, Mixer, WeightNames
+from ember.engine.description.config import DecoderConfig, ExpertsConfig, Mixer
 from ember.engine.description.families.qwen import QWEN3_NAMES
 from ember.engine.description.families.qwen_moe import QWEN2_MOE_NAMES, STACKED_NAMES
 from ember.engine.description.family import Family, field_names
@@ -18,6 +18,7 @@ from ember.engine.description.mixers import DeltaConfig, DeltaNames
 from ember.engine.description.read_experts import expert_layers, read_experts
 from ember.engine.description.read_rope import RopeForm
 from ember.engine.description.rotary_decoder import ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.errors import ModelError
 
 _PARTS = DeltaNames(

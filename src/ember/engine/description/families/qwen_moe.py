@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, ExpertsConfig
+from ember.engine.description.config import DecoderConfig, ExpertsConfig
 from ember.engine.description.deepseek_experts import sparse_layers
 from ember.engine.description.families.qwen import QWEN3_NAMES
 from ember.engine.description.family import Family, field_names
@@ -13,6 +13,7 @@ from ember.engine.description.layer_types import every_nth, with_layer_types
 from ember.engine.description.read_experts import EXPERT_NAMES, expert_layers, read_experts
 from ember.engine.description.read_rope import RopeForm, read_local_rope
 from ember.engine.description.rotary_decoder import LLAMA_NAMES, ROTARY_FIELDS, read_rotary_decoder
+from ember.engine.description.weight_names import ExpertNames
 
 STACKED_NAMES = ExpertNames(
     router="mlp.gate", gate_up="mlp.experts.gate_up_proj", down="mlp.experts.down_proj", transposed=None

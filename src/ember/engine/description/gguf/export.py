@@ -13,11 +13,12 @@ from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
-from ember.engine.description.config import DecoderConfig, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.fields import shown
 from ember.engine.description.gguf.architectures import ARCHITECTURES
 from ember.engine.description.gguf.names import gguf_names
 from ember.engine.description.rope_config import RopeConfig
+from ember.engine.description.weight_names import WeightNames
 from ember.engine.description.weight_specs import weight_specs
 from ember.engine.description.weights import TensorSpec
 from ember.engine.errors import ModelError

@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ember.engine.description.config import DecoderConfig, ExpertNames, WeightNames
+from ember.engine.description.config import DecoderConfig
 from ember.engine.description.mixers import ConvNames, DeltaNames, SsdNames
+from ember.engine.description.weight_names import ExpertNames, WeightNames
 
 _NAMES = WeightNames(
     layer="blk.{}.",
