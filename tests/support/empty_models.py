@@ -26,8 +26,8 @@ from ember.engine.description.weight_specs import weight_specs
 from ember.engine.description.weights import LinearSpec
 from ember.engine.layers.cache import KVCache
 from ember.engine.layers.linear import Linear
-from ember.engine.models.build import Weights
 from ember.engine.models.decoder import Decoder
+from ember.engine.models.weights import Weights
 from ember.engine.operators import triton_float8
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_ops import TritonOperators

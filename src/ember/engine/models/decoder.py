@@ -22,12 +22,13 @@ from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.layer_inputs import LayerInput, LayerInputs
 from ember.engine.layers.mixers import Delta, Selective, ShortConvolution, Ssd
 from ember.engine.layers.mlp import MLP
-from ember.engine.layers.pooler import ACTIVATIONS
 from ember.engine.layers.scratch import reserve
-from ember.engine.models.build import Weights, build_parts, tensors_of
+from ember.engine.models.build import build_parts
+from ember.engine.models.weights import Weights, tensors_of
 from ember.engine.operators.base import Operators, Step
 from ember.engine.operators.experts import compute_mlp
 from ember.engine.operators.torch_ops import TorchOperators
+from ember.engine.operators.torch_texts import convolve_texts
 
 Ops = Operators[Any]
 Wire = Callable[[Ops, Block, Tensor, Tensor | None, Step], tuple[Tensor, Tensor | None]]
@@ -236,22 +237,12 @@ def with_layer_input(ops: Ops, part: LayerInput, hidden: Tensor, step: Step) -> 
     return ops.add_norm(part.norm, ops.linear(part.mlp.down, ops.gate(part.mlp, gate), step), None)[0]
 
 
-def convolve_texts(conv: TextConv, embedded: Tensor, step: Step) -> Tensor:
-    """[T, hidden] -> [T, hidden]: the activated convolution over the tokens of each text."""
-    assert step.texts is not None, "an encoder's step has a plan of its texts"
-    padding, groups, made = conv.config.kernel // 2, conv.config.groups, torch.empty_like(embedded)
-    for texts in step.texts.groups:
-        rows = embedded[texts.rows].unflatten(0, (texts.texts, texts.length)).transpose(1, 2)
-        convolved = F.conv1d(rows, conv.weight, conv.bias, padding=padding, groups=groups)
-        made[texts.rows] = convolved.transpose(1, 2).flatten(0, 1)
-    return ACTIVATIONS[conv.config.activation](made)
-
-
 def beside_convolution(wire: Wire, conv: TextConv) -> Wire:
     """The wiring of a first layer, to whose output the convolution of the embeddings is added before another norm."""
 
     def run(ops: Ops, block: Block, residual: Tensor, delta: Tensor | None, step: Step) -> tuple[Tensor, Tensor | None]:
-        convolved = convolve_texts(conv, residual, step)  # the wiring may write to the residual's memory
+        assert step.texts is not None, "an encoder's step has a plan of its texts"
+        convolved = convolve_texts(step.texts, conv, residual)  # the wiring may write to the residual's memory
         residual, delta = wire(ops, block, residual, delta, step)
         assert delta is None, "the family's wiring leaves no delta"
         return ops.add_norm(conv.norm, residual, convolved)[0], None

@@ -1,4 +1,5 @@
-"""Attention of an encoder in torch operators: each token sees its whole text, or a window around it. No cache is used.
+"""Attention and convolution of an encoder in torch operators: each token sees its whole text, or a window around it. No
+cache is used.
 
 The texts of a step lie one after the other, without padding. Consecutive texts of equal length are one problem, so a
 long text beside short ones costs its own tokens alone, and no mask separates texts. The batch is best sorted by length.
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.engine.description.config import Disentangled, DistanceBias
-from ember.engine.layers.block import Attention, DistanceTable, PositionHeads
+from ember.engine.layers.block import Attention, DistanceTable, PositionHeads, TextConv
+from ember.engine.layers.pooler import ACTIVATIONS
 
 WINDOW_QUERIES = 256  # at least so many queries of a text with a window are one problem
 _MAX_BIASES = 1 << 24  # elements of the biases of one problem
@@ -183,6 +185,16 @@ def _attend_relative(
             biases += (k @ relative.query.transpose(1, 2)).gather(3, index.transpose(2, 3)).transpose(2, 3)
         outputs.append(_attend(attention, q, k, v, biases.mul_(attention.scale)))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def convolve_texts(plan: TextPlan, conv: TextConv, embedded: Tensor) -> Tensor:
+    """[T, hidden] -> [T, hidden]: the activated convolution over the tokens of each text."""
+    padding, groups, made = conv.config.kernel // 2, conv.config.groups, torch.empty_like(embedded)
+    for texts in plan.groups:
+        rows = embedded[texts.rows].unflatten(0, (texts.texts, texts.length)).transpose(1, 2)
+        convolved = F.conv1d(rows, conv.weight, conv.bias, padding=padding, groups=groups)
+        made[texts.rows] = convolved.transpose(1, 2).flatten(0, 1)
+    return ACTIVATIONS[conv.config.activation](made)
 
 
 def distance_buckets(distances: Tensor, config: DistanceBias) -> Tensor:
