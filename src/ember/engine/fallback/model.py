@@ -17,7 +17,7 @@ from ember.engine.fallback.guard import no_exit
 from ember.engine.fallback.paged import Call, PagedAttention, Place
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.cache import KVCache
-from ember.engine.operators.torch_attention import GroupShape
+from ember.engine.operators.torch_plan import GroupShape
 
 
 class ForeignModel:

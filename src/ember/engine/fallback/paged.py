@@ -24,7 +24,8 @@ from torch import Tensor
 from ember.engine.errors import ModelError
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.cache import KVCache
-from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, attend, plan_attention
+from ember.engine.operators.torch_attention import attend
+from ember.engine.operators.torch_plan import AttentionPlan, GroupShape, plan_attention
 
 _NUMBERS = count(1)  # of the models in this process, for the names of their functions
 _SINKS = ("s_aux", "sinks")  # the names under which models pass a score of each head that has no value

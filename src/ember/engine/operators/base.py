@@ -25,7 +25,7 @@ from ember.engine.layers.linear import Linear
 from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.layers.mlp import MLP
 from ember.engine.layers.norm import Norm
-from ember.engine.operators.torch_attention import AttentionPlan
+from ember.engine.operators.torch_plan import AttentionPlan
 from ember.engine.operators.torch_state import Round
 from ember.engine.operators.torch_texts import TextPlan
 

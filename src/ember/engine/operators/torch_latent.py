@@ -1,4 +1,4 @@
-"""Latent attention (`layers.latent`) over the paged cache in torch operators, by the plan of `torch_attention`.
+"""Latent attention (`layers.latent`) over the paged cache in torch operators, by the plan of `torch_plan`.
 
 Decodes, and a few queries after a cached prefix, absorb the matrices: each query head is compared with the latents
 themselves, which are the only key and value head. Prompts expand keys and values of all heads, also those of a prefix:
@@ -16,14 +16,8 @@ from torch import Tensor
 from ember.engine.description.expansion import expands
 from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.layers.linear import Linear
-from ember.engine.operators.torch_attention import (
-    MAX_QUERIES,
-    AttentionPlan,
-    Segment,
-    causal_mask,
-    read_float8,
-    read_slots,
-)
+from ember.engine.operators.torch_attention import read_float8, read_slots
+from ember.engine.operators.torch_plan import MAX_QUERIES, AttentionPlan, Segment, causal_mask
 
 _MAX_EXPANDED = 1 << 25  # elements of keys and values in memory at a time: heads are divided into parts
 

@@ -25,8 +25,9 @@ from ember.engine.layers.rotary import Rotary, query_scales
 from ember.engine.operators import native_texts
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.experts import compute_experts
-from ember.engine.operators.torch_attention import AttentionPlan, GroupShape, attend, plan_attention
+from ember.engine.operators.torch_attention import attend
 from ember.engine.operators.torch_latent import attend_latents
+from ember.engine.operators.torch_plan import AttentionPlan, GroupShape, plan_attention
 from ember.engine.operators.torch_selective import selective_scan
 from ember.engine.operators.torch_state import Round, convolve, delta_rule, gated_norm, plan_states, scan
 from ember.engine.operators.torch_texts import TextPlan, attend_texts
