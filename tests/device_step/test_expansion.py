@@ -6,7 +6,7 @@ import random
 
 from ember.engine.core.gpu import device_runner
 from ember.engine.core.gpu.device_runner import DeviceRunner
-from ember.engine.operators import triton_latent
+from ember.engine.operators import triton_expansion
 from ember.wire import Generate
 from tests.device_step.engines import all_said, check_empty, recorded_engine
 from tests.engine_core.inline import greedy, make_engine, run
@@ -20,17 +20,17 @@ def test_long_chunks_beside_short_ones_and_decodes(tmp_path, monkeypatch):
     prompts = [[rng.randrange(6, VOCAB_SIZE) for _ in range(length)] for length in (21, 13)]
     requests = [Generate(i, prompt, greedy(2)) for i, prompt in enumerate(prompts)]
     expected = all_said(run(make_engine(directory), requests))
-    for module in (device_runner, triton_latent):
+    for module in (device_runner, triton_expansion):
         monkeypatch.setattr(module, "expands", lambda sizes, queries: queries >= 8)
-    monkeypatch.setattr(triton_latent, "keys_at_once", lambda *sizes: 16)
+    monkeypatch.setattr(triton_expansion, "keys_at_once", lambda *sizes: 16)
     divided = []
-    divide = triton_latent.Expander._divide
+    divide = triton_expansion.Expander._divide
 
     def noted(self, step, group):
         divided.append(divide(self, step, group))
         return divided[-1]
 
-    monkeypatch.setattr(triton_latent.Expander, "_divide", noted)
+    monkeypatch.setattr(triton_expansion.Expander, "_divide", noted)
     engine, launched = recorded_engine(directory, max_num_seqs=2, max_num_batched_tokens=19)
     assert isinstance(engine.runner, DeviceRunner)
     engine.runner.mixed_graphs.observe_eager = lambda seconds: None  # type: ignore[method-assign]

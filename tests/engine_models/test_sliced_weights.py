@@ -27,15 +27,7 @@ from ember.engine.description.read_experts import MIXTRAL_NAMES
 from ember.engine.description.rotary_decoder import LLAMA_NAMES
 from ember.engine.description.weight_names import ExpertNames, WeightNames
 from ember.engine.description.weight_specs import weight_specs
-from ember.engine.description.weights import (
-    LinearSpec,
-    Output,
-    Rows,
-    Size,
-    Spec,
-    Stored,
-    TensorSpec,
-)
+from ember.engine.description.weights import LinearSpec, Output, Rows, Size, Spec, Stored, TensorSpec
 from ember.engine.errors import ModelError
 from ember.engine.layers.linear import Linear
 from ember.engine.loading import load as loading

@@ -104,8 +104,16 @@ def test_the_image_has_the_kernels_that_the_engine_imports() -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     imported = set(result.stdout.split())  # the kernels of layouts of weights are imported where a model has them
     assert "norm" in imported and imported <= set(precompile.MODULES)
-    of_few = {"convolution", "gated_norm", "state_chunks", "state_step", "text_attention"}
-    assert not imported & of_few  # only models with states, and encoders, import them
+    of_few = {
+        "convolution",
+        "gated_norm",
+        "latent_attention",
+        "latent_cache",
+        "state_chunks",
+        "state_step",
+        "text_attention",
+    }
+    assert not imported & of_few  # only models with states or latent attention, and encoders, import them
 
 
 def test_a_cpu_build_of_torch_has_nothing_to_compile(tmp_path: Path) -> None:

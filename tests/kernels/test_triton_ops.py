@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from ember.engine.description.layouts import ORDERED_INTEGERS, SMALL_TABLES
 from ember.engine.description.operator_sets import TRITON
-from ember.engine.operators import triton_latent, triton_ops
+from ember.engine.operators import triton_expansion, triton_ops
 from ember.engine.operators.choose import choose
 from ember.engine.operators.triton_linear import MODULES
 from ember.wire import Generate
@@ -66,10 +66,12 @@ def test_logits_equal_transformers(variant, checkpoints):
 def test_long_chunks_with_expanded_keys_equal_transformers(variant, checkpoints, monkeypatch):
     """Beside decodes and short chunks, and of contexts in several pieces."""
     directory, sequences, expected = checkpoints(variant)
-    monkeypatch.setattr(triton_latent, "expands", lambda sizes, queries: queries >= 4)
-    monkeypatch.setattr(triton_latent, "keys_at_once", lambda *sizes: 11)
+    monkeypatch.setattr(triton_expansion, "expands", lambda sizes, queries: queries >= 4)
+    monkeypatch.setattr(triton_expansion, "keys_at_once", lambda *sizes: 11)
     made = []
-    monkeypatch.setattr(triton_latent, "upload_pieces", lambda *given: made.append(upload_pieces(*given)) or made[-1])
+    monkeypatch.setattr(
+        triton_expansion, "upload_pieces", lambda *given: made.append(upload_pieces(*given)) or made[-1]
+    )
     model = load(directory)
     use_triton(model)
     paged = Paged(model, sequences)

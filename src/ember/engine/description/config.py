@@ -7,13 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from ember.engine.description.features import features_of
-from ember.engine.description.mixers import (
-    ConvConfig,
-    DeltaConfig,
-    SelectiveConfig,
-    SsdConfig,
-    StateShape,
-)
+from ember.engine.description.mixers import ConvConfig, DeltaConfig, SelectiveConfig, SsdConfig, StateShape
 from ember.engine.description.pooling import ClassifierHead, DenseConfig, PoolingConfig
 from ember.engine.description.rope_config import RopeConfig
 from ember.engine.description.weight_names import WeightNames

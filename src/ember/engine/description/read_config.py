@@ -24,13 +24,7 @@ from ember.engine.description.fields import Fields, listed, shown
 from ember.engine.description.foreign import ForeignClass, find_class, read_foreign
 from ember.engine.description.known_fields import HARMLESS, HARMLESS_VALUES, NEUTRAL
 from ember.engine.description.operator_sets import check_features
-from ember.engine.description.pooling import (
-    POOLING_TYPES,
-    Modules,
-    PoolingType,
-    TaskSettings,
-    pooling_type,
-)
+from ember.engine.description.pooling import POOLING_TYPES, Modules, PoolingType, TaskSettings, pooling_type
 from ember.engine.description.quantization_config import quantization_of, read_beside
 from ember.engine.description.read_pooling import read_pooling
 from ember.engine.description.sentence_transformers import read_model_modules

@@ -7,14 +7,7 @@ from collections.abc import Iterator
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.mixer_weights import MIXERS, LayerSizes, ssd_specs
 from ember.engine.description.mlp_weights import expert_specs, mlp_specs
-from ember.engine.description.weights import (
-    Size,
-    Spec,
-    Stored,
-    TensorSpec,
-    linear_spec,
-    norm_specs,
-)
+from ember.engine.description.weights import Size, Spec, Stored, TensorSpec, linear_spec, norm_specs
 
 _INPUT_SIZE = "hidden_size_per_layer_input"  # the field of config.json
 

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.layers.block import (
-    Attention,
-    Mixer,
-)
+from ember.engine.layers.block import Attention, Mixer
 from ember.engine.layers.latent import LatentAttention
 from ember.engine.layers.linear import Linear
 from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective, ShortConvolution, Ssd

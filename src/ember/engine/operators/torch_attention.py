@@ -1,5 +1,7 @@
-"""Attention over the paged cache in torch operators, by the plan of a step (`torch_plan`). It works on every device, and
-is tuned for CPUs."""
+"""Attention over the paged cache in torch operators, by the plan of a step (`torch_plan`).
+
+It works on every device, and is tuned for CPUs.
+"""
 
 from __future__ import annotations
 

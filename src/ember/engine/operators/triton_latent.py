@@ -1,123 +1,168 @@
-"""Prompts with latent attention in Triton's kernels, whose keys and values are expanded.
+"""Latent attention over the paged cache in Triton's kernels.
 
-Chunks that are long enough (`description.expansion`) come last in a step (`DeviceRunner`). What comes before them is a
-step of its own, whose queries are absorbed. The lengths must be known on the host, where the contexts are divided into
-pieces of bounded memory, so recorded steps have no such chunks.
+Queries are absorbed: torch multiplies them by the keys' part of `kv_b_proj`, and the mixed latents by the values' part.
+Long chunks of prompts expand keys and values (`triton_expansion`). This module is imported for models that have latent
+attention, as loading its kernels takes some of a boot's time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ember.engine.description.config import LatentConfig
-from ember.engine.description.expansion import expands, keys_at_once
+from ember.engine.layers.cache import KVCache
 from ember.engine.layers.latent import LatentAttention, LatentHeads
 from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
-from ember.engine.operators.triton_step import Chunks, Expansion, TritonStep
+from ember.engine.operators.triton_expansion import Expander, scale_queries
+from ember.engine.operators.triton_step import MAX_REUSED_TOKENS, LatentMemory, TritonStep
+from ember_kernels.latent_attention import latent_decode, latent_prefill, plan_latents
 from ember_kernels.latent_cache import latent_cache
-from ember_kernels.latent_expansion import Carried, expanded_attention, gather_latents, upload_pieces
 
 
-class Expander:
-    """Finds the chunks of a step that expand keys and values, and computes their attention."""
+class LatentSite(NamedTuple):
+    """What the kernels of one layer with latent attention take in every step. `kind`: equal for layers whose launches
+    differ in nothing but addresses."""
+
+    kind: int
+    cache: KVCache
+    latents: Tensor  # the layer's, in pages
+    weight: Tensor  # of the norm
+    scale: Tensor | None  # of a float8 cache
+    key_up: Tensor
+    value_up: Tensor  # [heads, kv_rank, value_dim]
+    turned: int  # bytes before the rotated part of a head's query
+    placed: tuple[int, ...]  # addresses of the three tensors above
+    attended: tuple[int, ...]  # that of the latents
+
+
+class Latents:
+    """The operations `place_latents` and `attend_latents`."""
 
     def __init__(
-        self, ops: Operators[TritonStep], torch_ops: TorchOperators, sizes: LatentConfig, tables: Sequence[Tensor]
+        self,
+        ops: Operators[TritonStep],
+        torch_ops: TorchOperators,
+        sizes: LatentConfig,
+        tables: Sequence[Tensor],
+        number: Callable[..., int],
     ) -> None:
-        """`ops`: what computes absorbed queries and products. `tables`: cosines and sines, by rotary positions."""
+        """`ops`: the operators that these operations are a part of. `tables`: cosines and sines, by rotary positions.
+        `number`: a number for a description of launches."""
         config = torch_ops.config
-        self._ops, self._sizes, self._tables, self._rotaries = ops, sizes, tables, torch_ops.rotaries
+        self._tables, self._number, self._rotaries = tables, number, torch_ops.rotaries
         self._neox = config.rope is None or not config.rope.interleaved
-        self._most_keys = keys_at_once(sizes, config.num_heads, torch_ops.dtype.itemsize)
+        self._expander = Expander(ops, torch_ops, sizes, tables)
+        self._sites: dict[int, LatentSite] = {}  # by the ids of attentions
+        self._query_scales: dict[int, Tensor] = {}  # of the present step, by rotary positions
 
-    def find(self, step: TritonStep, group: int) -> Expansion | None:
-        """The division of the step, for all layers of a cache group; None: all queries are absorbed."""
-        if group not in step.expansions:
-            step.expansions[group] = self._divide(step, group)
-        return step.expansions[group]
+    def begin_step(self) -> None:
+        """Forget what belongs to the step before."""
+        self._query_scales = {}
 
-    def _divide(self, step: TritonStep, group: int) -> Expansion | None:
-        chunks = step.chunks
-        if chunks is None or not chunks.lens:
-            return None
-        starts, count = chunks.bounds, len(chunks.lens)
-        first = count
-        while first and expands(self._sizes, starts[first] - starts[first - 1]):
-            first -= 1
-        if first == count:
-            return None
-        own, token = [start - starts[first] for start in starts[first:]], starts[first]
-        pieces = upload_pieces(own, chunks.lens[first:], self._most_keys, step.token_ids.device)
-        return Expansion(self._before(step, chunks, first), token, chunks.block_tables[group][first:], pieces)
+    def weights_moved(self) -> None:
+        """What has addresses of weights is made anew."""
+        self._sites.clear()
 
-    def _before(self, step: TritonStep, chunks: Chunks, count: int) -> TritonStep | None:
-        """The step of what comes before the chunk `count`; None: nothing does."""
-        token = chunks.bounds[count]
-        if not token:
-            return None
-        short = None
-        if count:
-            tables = [table[:count] for table in chunks.block_tables]
-            short = Chunks(tables, chunks.starts[: count + 1], chunks.context_lens[:count], chunks.max_queries)
-        slots = [slots[:token] for slots in step.slots]
-        ids, positions = step.token_ids[:token], step.positions[:token]
-        return replace(step, token_ids=ids, positions=positions, slots=slots, chunks=short, latents=None, expansions={})
+    def place_latents(self, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep) -> LatentHeads:
+        """`Operators.place_latents` (`operators.base`). Queries are absorbed, but for those of long chunks."""
+        if (expansion := self._expander.find(step, attention.group)) is not None:
+            return self._expander.place(expansion, attention, query, latent, step)
+        sizes, site = attention.sizes, self._site(attention, query, step.cache)
+        memory = _latent_memory(attention, query, step)
+        heads = query.view(query.shape[0], attention.heads, sizes.head_dim)
+        plain = heads[..., : sizes.plain_dim].transpose(0, 1)
+        torch.bmm(plain, site.key_up, out=memory.plain)
+        addresses: tuple[int, ...] = (query.data_ptr() + site.turned, latent.data_ptr(), *site.placed)
+        if not memory.is_shared:
+            addresses = (*addresses, memory.turned.data_ptr())
+        key = ("place latents", site.kind, query.stride(0), latent.stride(0))
+        if not step.launches.repeat(key, addresses):
 
-    def place(
-        self, expansion: Expansion, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep
-    ) -> LatentHeads:
-        """`place_latents` of a divided step."""
-        first, sizes, scales = expansion.first_token, attention.sizes, attention.cache_scales
-        absorbed = None
-        if expansion.absorbed is not None:
-            before = expansion.absorbed
-            absorbed = self._ops.place_latents(attention, query[:first], latent[:first], before).query
-        expanded = query[first:].contiguous().unflatten(1, (attention.heads, -1))
-        weight = attention.kv_norm.weight
+            def call() -> None:
+                latent_cache(
+                    heads[..., sizes.plain_dim :],
+                    latent,
+                    site.weight,
+                    site.latents,
+                    step.slots[attention.group],
+                    step.positions,
+                    self._tables[attention.rope],
+                    eps=sizes.norm_eps,
+                    neox=self._neox,
+                    scale=site.scale,
+                    out=memory.query,
+                )
+
+            step.launches.make(key, addresses, call)
+        scale_queries(memory.query, self._rotaries, attention.rope, step.positions, self._query_scales)
+        return LatentHeads(memory.query)
+
+    def attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: TritonStep) -> Tensor:
+        """`Operators.attend_latents` (`operators.base`)."""
+        query, rank, group = heads.query, attention.sizes.kv_rank, attention.group
+        if (expansion := self._expander.find(step, group)) is not None:
+            return self._expander.attend(expansion, attention, heads, step)
+        site = self._site(attention, query, step.cache)
+        memory, cache, scales = _latent_memory(attention, query, step), site.latents, attention.cache_scales
+        if query is memory.query and memory.is_shared:
+            mixed, addresses = memory.mixed, site.attended
+        else:
+            mixed = query.new_empty((*query.shape[:2], rank))
+            addresses = (query.data_ptr(), mixed.data_ptr(), *site.attended)
+        options: dict[str, Any] = {"rank": rank, "scale": attention.scale}
+        options["cache_scale"] = 1.0 if scales is None else scales.key
+        decodes, chunks, key = step.decodes, step.chunks, ("attend latents", site.kind)
+        if decodes is not None and not step.launches.repeat(key, addresses):
+            lens, count = decodes.context_lens, len(decodes.context_lens)
+            if group not in decodes.plans:
+                decodes.plans[group] = plan_latents(lens, attention.heads, cache, rank)
+            of_decodes = query[:count], cache, decodes.block_tables[group], lens
+            own = {**options, "plan": decodes.plans[group], "out": mixed[:count]}
+            step.launches.make(key, addresses, lambda: latent_decode(*of_decodes, **own))
+        key = ("attend latents of prompts", site.kind)
+        if chunks is not None and not step.launches.repeat(key, addresses):
+            # After the decodes, whose padding has outputs where chunks begin.
+            of_chunks = query, cache, chunks.block_tables[group], chunks.starts, chunks.context_lens
+            step.launches.make(key, addresses, lambda: latent_prefill(*of_chunks, out=mixed, **options))
+        out = query.new_empty((*query.shape[:2], attention.sizes.value_dim))
+        torch.bmm(mixed.transpose(0, 1), site.value_up, out=out.transpose(0, 1))
+        return out.flatten(1)
+
+    def _site(self, attention: LatentAttention, x: Tensor, cache: KVCache) -> LatentSite:
+        """What the layer's kernels take, described when the first step needs it."""
+        site = self._sites.get(id(attention))
+        if site is not None and site.cache is cache:
+            return site
+        sizes, scales, weight = attention.sizes, attention.cache_scales, attention.kv_norm.weight
         assert weight is not None
-        latent_cache(
-            expanded[..., sizes.plain_dim :],
-            latent[first:],
-            weight,
-            step.cache.by_page[attention.place][0],
-            step.slots[attention.group][first:],
-            step.positions[first:],
-            self._tables[attention.rope],
-            eps=sizes.norm_eps,
-            neox=self._neox,
-            scale=None if scales is None else scales.tensors[0],
-            out=expanded,
+        kind = self._number(
+            *("latents", attention.group, sizes, attention.rope, attention.heads, attention.scale),
+            *(x.dtype, weight.dtype, None if scales is None else scales.key),
         )
-        rotary = self._rotaries[attention.rope]
-        if rotary.query_beta:
-            if attention.rope not in expansion.query_scales:
-                scales_of = rotary.query_scales(step.positions[first:], query.dtype)
-                assert scales_of is not None
-                expansion.query_scales[attention.rope] = scales_of
-            expanded = expanded.mul_(expansion.query_scales[attention.rope])
-        return LatentHeads(expanded, absorbed=absorbed)
+        latents, _ = cache.by_page[attention.place]
+        scale = None if scales is None else scales.tensors[0]
+        placed = tuple(each.data_ptr() for each in (latents, weight, scale) if each is not None)
+        turned = sizes.plain_dim * x.element_size()
+        up = attention.key_up, attention.value_up.transpose(1, 2)
+        site = LatentSite(kind, cache, latents, weight, scale, *up, turned, placed, placed[:1])
+        self._sites[id(attention)] = site
+        return site
 
-    def attend(self, expansion: Expansion, attention: LatentAttention, heads: LatentHeads, step: TritonStep) -> Tensor:
-        """`attend_latents` of a divided step."""
-        query, scales, sizes = heads.query, attention.cache_scales, attention.sizes
-        cache, _ = step.cache.by_page[attention.place]
-        first, num_tokens = expansion.first_token, len(step.token_ids)
-        output = query.new_empty((num_tokens, attention.heads, sizes.value_dim))
-        if expansion.absorbed is not None and heads.absorbed is not None:
-            mixed = self._ops.attend_latents(attention, LatentHeads(heads.absorbed), expansion.absorbed)
-            output[:first] = mixed.unflatten(1, (attention.heads, -1))
-        own = output[first:]
-        carried = Carried.like(own) if any(piece.is_split for piece in expansion.pieces) else None
-        cache_scale = 1.0 if scales is None else scales.key
-        for piece in expansion.pieces:
-            options: dict[str, Any] = {"rank": sizes.kv_rank, "dtype": query.dtype, "cache_scale": cache_scale}
-            latent, turned = gather_latents(cache, expansion.tables, piece, **options)
-            up = self._ops.linear(attention.kv_up, latent, step)
-            expanded_attention(query, up, turned, piece, scale=attention.scale, carried=carried, out=own)
-            del up, latent, turned  # before the next piece's are allocated
-        return output.flatten(1)
+
+def _latent_memory(attention: LatentAttention, like: Tensor, step: TritonStep) -> LatentMemory:
+    """The memory for absorbed queries and mixed latents: that of all layers, if it is shared."""
+    known = step.latents
+    if known is None:
+        rank, num_tokens = attention.sizes.kv_rank, like.shape[0]
+        query = like.new_empty((num_tokens, attention.heads, attention.sizes.size))
+        plain, turned = query[..., :rank].transpose(0, 1), query[..., rank:]
+        mixed = like.new_empty((num_tokens, attention.heads, rank))
+        known = LatentMemory(query, plain, turned, mixed, num_tokens <= MAX_REUSED_TOKENS)
+        if known.is_shared:
+            step.latents = known
+    return known

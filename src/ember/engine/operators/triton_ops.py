@@ -2,11 +2,11 @@
 
     norm of residual + delta, and the sum                                 one launch
     QK norm, rotary embedding, keys and values into the cache             one launch
-    attention                                  decodes: two launches; prompt chunks: one; texts of an encoder
+    attention (`triton_attention`)             decodes: two launches; prompt chunks: one; texts of an encoder
                                                (`triton_texts`): one or two
-    latent attention                           norm, rotation and the cache write: one launch; decodes: two, prompt
+    latent attention (`triton_latent`)         norm, rotation and the cache write: one launch; decodes: two, prompt
                                                chunks: one; torch's products absorb queries and expand outputs.
-                                               Long chunks (`triton_latent`): two and torch's product for each piece
+                                               Long chunks (`triton_expansion`): two and torch's product for each piece
     activation, times the other half                                      one launch
     matrix products of at most 16 rows                                    one or two launches, where `small_gemm` was
                                                                           measured to be faster than torch
@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.engine.description.config import HeadSizes
 from ember.engine.description.operator_sets import PLANNED_OPERATIONS, TORCH, TRITON, Lacking
 from ember.engine.layers.batch import Batch
 from ember.engine.layers.block import Attention
@@ -46,30 +45,18 @@ from ember.engine.layers.rotary import Rotary
 from ember.engine.operators.base import Heads, Step
 from ember.engine.operators.state_runs import runs_of_batch
 from ember.engine.operators.torch_ops import TorchOperators
+from ember.engine.operators.triton_attention import CachedAttention
 from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
-from ember.engine.operators.triton_step import (
-    MAX_REUSED_TOKENS,
-    Chunks,
-    Decodes,
-    HeadMemory,
-    LatentMemory,
-    TritonStep,
-)
+from ember.engine.operators.triton_step import MAX_REUSED_TOKENS, Chunks, Decodes, TritonStep
 from ember_kernels.activation import activation
 from ember_kernels.compile import device_capability
-from ember_kernels.decode_attention import decode_attention, plan_attention
-from ember_kernels.dense_attention import MEASURED
-from ember_kernels.latent_attention import latent_decode, latent_prefill, plan_latents
-from ember_kernels.latent_cache import latent_cache
 from ember_kernels.launch import Launches
 from ember_kernels.norm import layer_norm, rms_norm
-from ember_kernels.prefill_attention import prefill_attention
-from ember_kernels.rope_cache import rope_cache
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
 
 if TYPE_CHECKING:
-    from ember.engine.operators.triton_latent import Expander
+    from ember.engine.operators.triton_latent import Latents
     from ember.engine.operators.triton_texts import Texts
 
 
@@ -84,34 +71,6 @@ class NormSite(NamedTuple):
     addresses: tuple[int, ...]  # of weight and bias
 
 
-class AttentionSite(NamedTuple):
-    """What the kernels of one attention layer take in every step; `kind` as that of norms."""
-
-    kind: int
-    cache: KVCache
-    keys: Tensor
-    values: Tensor
-    weights: tuple[Tensor, Tensor] | tuple[None, None]  # of the norms of queries and keys
-    scales: tuple[Tensor, Tensor] | tuple[None, None]  # of a float8 cache
-    addresses: tuple[int, ...]  # of all these
-    attended: tuple[int, ...]  # of the cache and the sinks
-
-
-class LatentSite(NamedTuple):
-    """What the kernels of one layer with latent attention take in every step; `kind` as that of norms."""
-
-    kind: int
-    cache: KVCache
-    latents: Tensor  # the layer's, in pages
-    weight: Tensor  # of the norm
-    scale: Tensor | None  # of a float8 cache
-    key_up: Tensor
-    value_up: Tensor  # [heads, kv_rank, value_dim]
-    turned: int  # bytes before the rotated part of a head's query
-    placed: tuple[int, ...]  # addresses of the three tensors above
-    attended: tuple[int, ...]  # that of the latents
-
-
 class TritonOperators:
     """`operators.base.Operators` in Triton kernels. torch computes the operations in `lacking`."""
 
@@ -120,8 +79,6 @@ class TritonOperators:
     def __init__(self, torch_ops: TorchOperators, lacking: Lacking) -> None:
         config = torch_ops.config
         self.torch_ops = torch_ops
-        self.eps = config.norm_eps
-        self.neox = config.rope is None or not config.rope.interleaved
         own_attention = "attend" not in lacking
         own_latents = "attend_latents" not in lacking
         self._plans_attention = not own_attention or (config.latent is not None and not own_latents)
@@ -137,13 +94,10 @@ class TritonOperators:
         has_more_norms = config.layer_input_size or config.layer_scalar or not self.is_recordable
         self._reuses_norms = config.wiring == "pre_norm" and not has_more_norms
         self._outputs: dict[Any, Tensor] = {}  # of norms and activations of the present step, for all layers
-        self._query_scales: dict[int, Tensor] = {}  # of the present step, by rotary positions
         self._rounded = RoundedOutputs(config.wiring, torch_ops.parts)
         self._kinds: dict[tuple[Any, ...], int] = {}  # descriptions of norms, MLPs and attentions, numbered
         self._norms: dict[int, NormSite] = {}  # by their ids, as the others
         self._mlps: dict[int, int] = {}  # their kinds
-        self._attentions: dict[int, AttentionSite] = {}
-        self._latents: dict[int, LatentSite] = {}
         self._capability: int | None = None  # of the device, when the first product asks for it
         self.linear = self._linear if torch_ops.dtype != torch.float32 else torch_ops.linear
         self.add_norm = torch_ops.add_norm if "add_norm" in lacking else self._add_norm
@@ -158,31 +112,40 @@ class TritonOperators:
             self.experts = partial(compute_experts, self)
         elif config.experts is not None:
             self.is_recordable = False  # the host reads how many tokens each expert has
-        self.place_heads: Callable[[Attention, Tensor, TritonStep], Heads]
-        self.place_latents = self._place_latents if own_latents else torch_ops.place_latents
-        self.attend_latents = self._attend_latents if own_latents else torch_ops.attend_latents
-        self.slopes = torch_ops.slopes
+        self._take_attention_kernels(lacking)
+
+    def _take_attention_kernels(self, lacking: Lacking) -> None:
+        """Take the operations of attention that the kernels have. A model imports those of its kind of attention."""
+        torch_ops, config = self.torch_ops, self.torch_ops.config
+        own_attention, own_latents = "attend" not in lacking, "attend_latents" not in lacking
         turns = "place_heads" not in lacking if config.latent is None else own_latents
         rotaries = torch_ops.rotaries if turns else []
-        self._tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
-        self._rotary_dims = [rotary.rotary_dim for rotary in rotaries]
-        self.attend = self._attend if own_attention else torch_ops.attend
-        self._texts: Texts | None = None
+        tables = [_angle_table(rotary, config.max_position_embeddings) for rotary in rotaries]
+        self.place_heads: Callable[[Attention, Tensor, TritonStep], Heads] = torch_ops.place_heads
+        self.attend: Callable[[Attention, Heads, TritonStep], Tensor] = torch_ops.attend
+        self.place_latents: Callable[[LatentAttention, Tensor, Tensor, TritonStep], LatentHeads]
+        self.attend_latents: Callable[[LatentAttention, LatentHeads, TritonStep], Tensor]
+        self.place_latents, self.attend_latents = torch_ops.place_latents, torch_ops.attend_latents
+        self._attention: CachedAttention | Texts | None = None
+        self._latents: Latents | None = None
         if config.bidirectional:
             from ember.engine.operators.triton_texts import Texts
 
-            self._texts = Texts(torch_ops, self._tables)
-            self.attend = self._texts.attend if own_attention else torch_ops.attend
-            self.place_heads = torch_ops.place_heads if "place_heads" in lacking else self._texts.place_heads
-        elif "place_heads" not in lacking:
-            self.place_heads = self._place_heads
+            self._attention = texts = Texts(torch_ops, tables)
+            self.attend = texts.attend if own_attention else torch_ops.attend
+            self.place_heads = torch_ops.place_heads if "place_heads" in lacking else texts.place_heads
         else:
-            self.place_heads = self._place_torch_heads if own_attention else torch_ops.place_heads
-        self._expander: Expander | None = None
+            self._attention = cached = CachedAttention(torch_ops, tables, self._number)
+            self.attend = cached.attend if own_attention else torch_ops.attend
+            if "place_heads" not in lacking:
+                self.place_heads = cached.place_heads
+            elif own_attention:
+                self.place_heads = cached.place_torch_heads
         if config.latent is not None and own_latents:
-            from ember.engine.operators.triton_latent import Expander
+            from ember.engine.operators.triton_latent import Latents
 
-            self._expander = Expander(self, torch_ops, config.latent, self._tables)
+            self._latents = latents = Latents(self, torch_ops, config.latent, tables, self._number)
+            self.place_latents, self.attend_latents = latents.place_latents, latents.attend_latents
 
     def _take_state_kernels(self, lacking: Lacking) -> None:
         """Take the operations of mixers with a state that the kernels have. Other models do not import them."""
@@ -201,14 +164,15 @@ class TritonOperators:
     def weights_moved(self, layer: int | None) -> None:
         """These operators store the addresses of norms' weights."""
         self._norms.clear()
-        self._attentions.clear()
-        self._latents.clear()
-        if self._texts is not None:
-            self._texts.weights_moved()
+        for part in (self._attention, self._latents):
+            if part is not None:
+                part.weights_moved()
 
     def embed(self, embedding: Embedding, step: Step) -> Tensor:
         assert isinstance(step, TritonStep)
-        self._outputs, self._launches, self._query_scales = {}, step.launches, {}
+        self._outputs, self._launches = {}, step.launches
+        if self._latents is not None:
+            self._latents.begin_step()
         self._rounded.clear()
         return self.torch_ops.embed(embedding, step)
 
@@ -354,250 +318,6 @@ class TritonOperators:
     def logits(self, project: Linear | None, head: Linear, hidden: Tensor) -> Tensor:
         made = None if project is not None else multiply(head, hidden)
         return self.torch_ops.logits(project, head, hidden) if made is None else self.torch_ops.finish_logits(made)
-
-    def _site(self, attention: Attention, x: Tensor, cache: KVCache) -> AttentionSite:
-        """What the layer's kernels take, described when the first step needs it."""
-        site = self._attentions.get(id(attention))
-        if site is not None and site.cache is cache:
-            return site
-        norm = None if attention.qk_norm is None else attention.qk_norm.weight  # [heads + kv_heads, head_dim]
-        weights = (None, None) if norm is None else (norm[0], norm[-1])
-        scales, scale_tensors = attention.cache_scales, _scale_tensors(attention)
-        kind = self._number(
-            *(attention.group, attention.sizes, attention.rope, attention.has_own_kv, attention.values_are_keys),
-            *(attention.value_norm is None, attention.scale, attention.soft_cap, attention.window),
-            *(x.dtype, None if norm is None else norm.dtype, attention.sinks is None),
-            *((None, None) if scales is None else (scales.key, scales.value)),
-        )
-        keys, values = cache.by_page[attention.place]
-        addresses = [
-            tuple(each.data_ptr() for each in (keys, values, *others) if each is not None)
-            for others in ((*weights, *scale_tensors), (attention.sinks,))
-        ]
-        site = AttentionSite(kind, cache, keys, values, weights, scale_tensors, *addresses)
-        self._attentions[id(attention)] = site
-        return site
-
-    def _place_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
-        site = self._site(attention, qkv, step.cache)
-        memory = _heads(attention.sizes, qkv, step)
-        query = memory.query
-        if memory.is_shared:
-            addresses = (qkv.data_ptr(), *site.addresses)
-        else:
-            addresses = (qkv.data_ptr(), query.data_ptr(), *site.addresses)
-        key = ("place", site.kind, 0 if qkv.is_contiguous() else qkv.stride(0))
-        if not step.launches.repeat(key, addresses):
-
-            def call() -> None:
-                rope_cache(
-                    qkv,
-                    site.keys,
-                    site.values,
-                    step.slots[attention.group],
-                    step.positions,
-                    None if attention.rope is None else self._tables[attention.rope],
-                    query_weight=site.weights[0],
-                    key_weight=site.weights[1],
-                    eps=self.eps,
-                    neox=self.neox,
-                    rotary_dim=None if attention.rope is None else self._rotary_dims[attention.rope],
-                    value_norm=attention.value_norm is not None,
-                    values_are_keys=attention.values_are_keys,
-                    has_own_kv=attention.has_own_kv,
-                    key_scale=site.scales[0],
-                    value_scale=site.scales[1],
-                    out=query,
-                )
-
-            step.launches.make(key, addresses, call)
-        return Heads(query)
-
-    def _place_torch_heads(self, attention: Attention, qkv: Tensor, step: TritonStep) -> Heads:
-        """Normalise and rotate in torch. The kernel then only writes to the cache, without the padding."""
-        query, key, value = self.torch_ops.heads(attention, qkv, step)
-        if key is None or value is None:
-            return Heads(query.contiguous())
-        qkv = torch.cat((query, key, value), dim=1).flatten(1)
-        places = step.slots[attention.group], step.positions
-        key_scale, value_scale = _scale_tensors(attention)
-        cache = step.cache.by_page[attention.place]
-        return Heads(rope_cache(qkv, *cache, *places, None, key_scale=key_scale, value_scale=value_scale))
-
-    def _latent_site(self, attention: LatentAttention, x: Tensor, cache: KVCache) -> LatentSite:
-        """What the layer's kernels take, described when the first step needs it."""
-        site = self._latents.get(id(attention))
-        if site is not None and site.cache is cache:
-            return site
-        sizes, scales, weight = attention.sizes, attention.cache_scales, attention.kv_norm.weight
-        assert weight is not None
-        kind = self._number(
-            *("latents", attention.group, sizes, attention.rope, attention.heads, attention.scale),
-            *(x.dtype, weight.dtype, None if scales is None else scales.key),
-        )
-        latents, _ = cache.by_page[attention.place]
-        scale = None if scales is None else scales.tensors[0]
-        placed = tuple(each.data_ptr() for each in (latents, weight, scale) if each is not None)
-        turned = sizes.plain_dim * x.element_size()
-        up = attention.key_up, attention.value_up.transpose(1, 2)
-        site = LatentSite(kind, cache, latents, weight, scale, *up, turned, placed, placed[:1])
-        self._latents[id(attention)] = site
-        return site
-
-    def _place_latents(
-        self, attention: LatentAttention, query: Tensor, latent: Tensor, step: TritonStep
-    ) -> LatentHeads:
-        """The queries are absorbed, but for those of long chunks."""
-        assert self._expander is not None
-        if (expansion := self._expander.find(step, attention.group)) is not None:
-            return self._expander.place(expansion, attention, query, latent, step)
-        sizes, site = attention.sizes, self._latent_site(attention, query, step.cache)
-        memory = _latent_memory(attention, query, step)
-        heads = query.view(query.shape[0], attention.heads, sizes.head_dim)
-        plain = heads[..., : sizes.plain_dim].transpose(0, 1)
-        torch.bmm(plain, site.key_up, out=memory.plain)
-        addresses: tuple[int, ...] = (query.data_ptr() + site.turned, latent.data_ptr(), *site.placed)
-        if not memory.is_shared:
-            addresses = (*addresses, memory.turned.data_ptr())
-        key = ("place latents", site.kind, query.stride(0), latent.stride(0))
-        if not step.launches.repeat(key, addresses):
-
-            def call() -> None:
-                latent_cache(
-                    heads[..., sizes.plain_dim :],
-                    latent,
-                    site.weight,
-                    site.latents,
-                    step.slots[attention.group],
-                    step.positions,
-                    self._tables[attention.rope],
-                    eps=sizes.norm_eps,
-                    neox=self.neox,
-                    scale=site.scale,
-                    out=memory.query,
-                )
-
-            step.launches.make(key, addresses, call)
-        rotary = self.torch_ops.rotaries[attention.rope]
-        if rotary.query_beta:
-            if attention.rope not in self._query_scales:  # for all layers of a step
-                scales_of = rotary.query_scales(step.positions, query.dtype)
-                assert scales_of is not None
-                self._query_scales[attention.rope] = scales_of
-            memory.query.mul_(self._query_scales[attention.rope])
-        return LatentHeads(memory.query)
-
-    def _attend_latents(self, attention: LatentAttention, heads: LatentHeads, step: TritonStep) -> Tensor:
-        query, rank, group = heads.query, attention.sizes.kv_rank, attention.group
-        assert self._expander is not None
-        if (expansion := self._expander.find(step, group)) is not None:
-            return self._expander.attend(expansion, attention, heads, step)
-        site = self._latent_site(attention, query, step.cache)
-        memory, cache, scales = _latent_memory(attention, query, step), site.latents, attention.cache_scales
-        if query is memory.query and memory.is_shared:
-            mixed, addresses = memory.mixed, site.attended
-        else:
-            mixed = query.new_empty((*query.shape[:2], rank))
-            addresses = (query.data_ptr(), mixed.data_ptr(), *site.attended)
-        options: dict[str, Any] = {"rank": rank, "scale": attention.scale}
-        options["cache_scale"] = 1.0 if scales is None else scales.key
-        decodes, chunks, key = step.decodes, step.chunks, ("attend latents", site.kind)
-        if decodes is not None and not step.launches.repeat(key, addresses):
-            lens, count = decodes.context_lens, len(decodes.context_lens)
-            if group not in decodes.plans:
-                decodes.plans[group] = plan_latents(lens, attention.heads, cache, rank)
-            of_decodes = query[:count], cache, decodes.block_tables[group], lens
-            own = {**options, "plan": decodes.plans[group], "out": mixed[:count]}
-            step.launches.make(key, addresses, lambda: latent_decode(*of_decodes, **own))
-        key = ("attend latents of prompts", site.kind)
-        if chunks is not None and not step.launches.repeat(key, addresses):
-            # After the decodes, whose padding has outputs where chunks begin.
-            of_chunks = query, cache, chunks.block_tables[group], chunks.starts, chunks.context_lens
-            step.launches.make(key, addresses, lambda: latent_prefill(*of_chunks, out=mixed, **options))
-        out = query.new_empty((*query.shape[:2], attention.sizes.value_dim))
-        torch.bmm(mixed.transpose(0, 1), site.value_up, out=out.transpose(0, 1))
-        return out.flatten(1)
-
-    def _attend(self, attention: Attention, heads: Heads, step: TritonStep) -> Tensor:
-        query = heads.query
-        site = self._site(attention, query, step.cache)
-        memory = _heads(attention.sizes, query, step)
-        mixed = memory.mixed
-        if query is memory.query and memory.is_shared:
-            addresses = site.attended
-        else:
-            addresses = (query.data_ptr(), mixed.data_ptr(), *site.attended)
-        key = ("attend", site.kind)
-        if not step.launches.repeat(key, addresses):
-            decodes, group = step.decodes, attention.group
-            if decodes is not None and group not in decodes.plans:  # for all layers of the group
-                options: dict[str, Any] = {"window": attention.window, "is_chunk": attention.window_is_chunk}
-                plan = plan_attention(decodes.context_lens, query.shape[1], site.keys, **options)
-                decodes.plans[group] = plan
-
-            def call() -> None:
-                self._launch_attention(attention, step, query, site.keys, site.values, mixed)
-
-            if MEASURED and step.chunks is not None and step.chunks.fresh:
-                call()  # perhaps by torch's operator, which is no launch that can be repeated
-            else:
-                step.launches.make(key, addresses, call)
-        return memory.flat
-
-    def _launch_attention(
-        self, attention: Attention, step: TritonStep, query: Tensor, keys: Tensor, values: Tensor, mixed: Tensor
-    ) -> None:
-        """Attention of all tokens, to `mixed` [T, heads, head_dim]."""
-        group, scales = attention.group, attention.cache_scales
-        options: dict[str, Any] = {
-            "scale": attention.scale,
-            "window": attention.window,
-            "is_chunk": attention.window_is_chunk,
-            "soft_cap": attention.soft_cap,
-            "sinks": attention.sinks,
-            "slopes": self.slopes,
-        }
-        if scales is not None:
-            options |= {"k_scale": scales.key, "v_scale": scales.value}
-        if (decodes := step.decodes) is not None:
-            count, lens = len(decodes.context_lens), decodes.context_lens
-            tables, plan = decodes.block_tables[group], decodes.plans[group]
-            decode_attention(query[:count], keys, values, tables, lens, **options, plan=plan, out=mixed[:count])
-        if (chunks := step.chunks) is not None:  # after the decodes, whose padding has outputs where chunks begin
-            places = chunks.block_tables[group], chunks.starts, chunks.context_lens
-            options |= {"max_queries": chunks.max_queries, "bounds": chunks.fresh if MEASURED else (), "out": mixed}
-            prefill_attention(query, keys, values, *places, **options)
-
-
-def _heads(sizes: HeadSizes, like: Tensor, step: TritonStep) -> HeadMemory:
-    """That of all layers with such heads, if it is shared."""
-    known = step.heads.get(sizes)
-    if known is None:
-        query = like.new_empty((like.shape[0], sizes.heads, sizes.head_dim))
-        mixed = torch.empty_like(query)
-        known = HeadMemory(query, mixed, mixed.flatten(1), like.shape[0] <= MAX_REUSED_TOKENS)
-        if known.is_shared:
-            step.heads[sizes] = known
-    return known
-
-
-def _latent_memory(attention: LatentAttention, like: Tensor, step: TritonStep) -> LatentMemory:
-    """That of all layers, if it is shared."""
-    known = step.latents
-    if known is None:
-        rank, num_tokens = attention.sizes.kv_rank, like.shape[0]
-        query = like.new_empty((num_tokens, attention.heads, attention.sizes.size))
-        plain, turned = query[..., :rank].transpose(0, 1), query[..., rank:]
-        mixed = like.new_empty((num_tokens, attention.heads, rank))
-        known = LatentMemory(query, plain, turned, mixed, num_tokens <= MAX_REUSED_TOKENS)
-        if known.is_shared:
-            step.latents = known
-    return known
-
-
-def _scale_tensors(attention: Attention) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The scales of K and V in a float8 cache, for the kernel that writes it."""
-    return (None, None) if attention.cache_scales is None else attention.cache_scales.tensors
 
 
 def _angle_table(rotary: Rotary, max_positions: int) -> Tensor:

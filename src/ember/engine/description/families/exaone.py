@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.deepseek_experts import (
-    DEEPSEEK_NAMES,
-    after_dense,
-    read_deepseek_experts,
-    sparse_layers,
-)
+from ember.engine.description.deepseek_experts import DEEPSEEK_NAMES, after_dense, read_deepseek_experts, sparse_layers
 from ember.engine.description.families.olmo import OLMO2_NAMES
 from ember.engine.description.families.qwen import QWEN3_NAMES
 from ember.engine.description.family import Family, field_names
