@@ -33,7 +33,8 @@ def paged_latents(seqs: int, context: int) -> dict[str, Any]:
 
 
 def run(ceilings: Ceilings) -> Iterator[Row]:
-    from ember_kernels.latent_attention import latent_decode, latent_prefill
+    from ember_kernels.latent_decode import latent_decode
+    from ember_kernels.latent_prefill import latent_prefill
 
     for name, heads in HEADS.items():
         for seqs, context in BATCHES:
@@ -57,7 +58,8 @@ def _expanded(name: str, heads: int, tokens: int, context: int) -> Row:
     """The last `tokens` of a context, in the pieces that the engine makes."""
     from ember.engine.description.config import LatentConfig
     from ember.engine.description.expansion import keys_at_once
-    from ember_kernels.latent_expansion import Carried, expanded_attention, gather_latents, upload_pieces
+    from ember_kernels.latent_expansion import Carried, expanded_attention
+    from ember_kernels.latent_pieces import gather_latents, upload_pieces
 
     sizes = SIZES[name]
     keys = keys_at_once(LatentConfig(RANK, ROTARY_DIM, *sizes, query_rank=None), heads, 2)

@@ -108,7 +108,8 @@ def _decodes(name: str, heads: Heads, seqs: int) -> Iterator[Row]:
 
 def _prompts(name: str, heads: Heads, tokens: int) -> Iterator[Row]:
     from ember_kernels.convolution import convolution
-    from ember_kernels.state_chunks import delta_chunks, ssd_chunks
+    from ember_kernels.delta_chunks import delta_chunks
+    from ember_kernels.ssd_chunks import ssd_chunks
 
     x, starts = _numbers(tokens, heads.channels), _integers([[0, tokens]])[0]
     runs = _integers([[0, tokens, tokens, tokens], [-1] * 4, [0, -1, -1, -1]])

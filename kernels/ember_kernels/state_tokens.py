@@ -186,7 +186,7 @@ def delta_tokens(
     out: Tensor,
 ) -> Tensor:
     """The gated delta rule for ragged prompts, in float32 throughout and a step for each token. The arguments are those
-    of `state_chunks.delta_chunks`."""
+    of `delta_chunks.delta_chunks`."""
     heads, key_dim, value_dim = delta_sizes(qkv, rates, states, key_heads)
     delta_tokens_kernel[(cdiv(value_dim, BLOCK_V), heads, check_runs(runs))](
         qkv,
@@ -226,7 +226,7 @@ def ssd_tokens(
     out: Tensor,
 ) -> Tensor:
     """Mamba 2's recurrence for ragged prompts, in float32 throughout and a step for each token. The arguments are those
-    of `state_chunks.ssd_chunks`."""
+    of `ssd_chunks.ssd_chunks`."""
     heads, state_dim, head_dim = ssd_sizes(x, dt, states, groups)
     ssd_tokens_kernel[(cdiv(head_dim, BLOCK_V), heads, check_runs(runs))](
         x,

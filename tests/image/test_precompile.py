@@ -104,15 +104,8 @@ def test_the_image_has_the_kernels_that_the_engine_imports() -> None:
     assert result.returncode == 0, result.stderr[-2000:]
     imported = set(result.stdout.split())  # the kernels of layouts of weights are imported where a model has them
     assert "norm" in imported and imported <= set(precompile.MODULES)
-    of_few = {
-        "convolution",
-        "gated_norm",
-        "latent_attention",
-        "latent_cache",
-        "state_chunks",
-        "state_step",
-        "text_attention",
-    }
+    of_states = {"convolution", "gated_norm", "delta_chunks", "ssd_chunks", "state_chunks", "state_step"}
+    of_few = {*of_states, "latent_cache", "latent_decode", "latent_prefill", "text_attention"}
     assert not imported & of_few  # only models with states or latent attention, and encoders, import them
 
 

@@ -37,7 +37,7 @@ print(asked & kernels.listed(90, ["norm", "activation"]))
 """
 KERNELS = {
     *("_norm_kernel", "_activation_kernel", "_activation_float8_kernel"),
-    *("_rope_cache_kernel", "_rope_cache_halves_kernel", "decode_attention_kernel", "add_parts_kernel"),
+    *("_rope_cache_kernel", "rope_halves_kernel", "decode_attention_kernel", "add_parts_kernel"),
 }
 
 

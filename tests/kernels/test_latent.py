@@ -8,23 +8,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from ember_kernels.latent_attention import (
-    latent_decode,
-    latent_decode_reference,
-    latent_prefill,
-    latent_prefill_reference,
-    plan_latents,
-)
 from ember_kernels.latent_cache import latent_cache, latent_cache_reference
-from ember_kernels.latent_expansion import (
-    Carried,
-    expanded_attention,
-    expanded_attention_reference,
-    gather_latents,
-    gather_latents_reference,
-    plan_pieces,
-    upload_pieces,
-)
+from ember_kernels.latent_decode import latent_decode, latent_decode_reference, plan_latents
+from ember_kernels.latent_expansion import Carried, expanded_attention, expanded_attention_reference
+from ember_kernels.latent_pieces import gather_latents, gather_latents_reference, plan_pieces, upload_pieces
+from ember_kernels.latent_prefill import latent_prefill, latent_prefill_reference
 
 NAN = float("nan")
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}

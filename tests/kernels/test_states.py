@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ember.engine.core.memory import MOST_RUNS
 from ember_kernels import convolution as convolutions
+from ember_kernels import delta_chunks, selective_scan, ssd_chunks, state_step, state_tokens
 from ember_kernels import gated_norm as norms
-from ember_kernels import selective_scan, state_chunks, state_step, state_tokens
 from ember_kernels.state_math import RUNS, each_run
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -114,7 +114,7 @@ def test_the_delta_rule(
         own = states.clone()
         out = torch.full((tokens, heads, value_dim), torch.nan, device=device, dtype=dtype)
         options: dict[str, Any] = {"key_heads": key_heads, "tiled": dtype == torch.float32}
-        chunks = getattr(state_chunks, f"delta_chunks{name}")
+        chunks = getattr(delta_chunks, f"delta_chunks{name}")
         chunks(qkv, rates, decay, dt_bias, own, runs_on(device), out=out, **options)
         results.append((out, own))
         own, out = states.clone(), out[:4].clone().fill_(torch.nan)
@@ -149,7 +149,7 @@ def test_mamba_2(device: str, heads: int, groups: int, state_dim: int, head_dim:
         own = states.clone()
         out = torch.full((tokens, heads, head_dim), torch.nan, device=device)
         options: dict[str, Any] = {"groups": groups, "limits": (0.01, 2.5)}
-        chunks = getattr(state_chunks, f"ssd_chunks{name}")
+        chunks = getattr(ssd_chunks, f"ssd_chunks{name}")
         chunks(x, dt, decay, dt_bias, skip, own, runs_on(device), out=out, **options)
         results.append((out, own))
         own, out = states.clone(), out[:4].clone().fill_(torch.nan)
@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
     out = torch.empty(4, 2, 16, device=device)
 
     def call(states: Tensor, runs: Tensor, key_heads: int) -> None:
-        state_chunks.delta_chunks(qkv, rates, others[0], others[1], states, runs, key_heads=key_heads, out=out)
+        delta_chunks.delta_chunks(qkv, rates, others[0], others[1], states, runs, key_heads=key_heads, out=out)
 
     assert len(each_run(runs_on(device))) == 6 and MOST_RUNS == RUNS
     with pytest.raises(ValueError, match="runs must be"):

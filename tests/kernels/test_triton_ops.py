@@ -15,7 +15,7 @@ from ember.engine.operators.choose import choose
 from ember.engine.operators.triton_linear import MODULES
 from ember.wire import Generate
 from ember_kernels.compile import device_capability
-from ember_kernels.latent_expansion import upload_pieces
+from ember_kernels.latent_pieces import upload_pieces
 from ember_kernels.small_gemm import small_gemm
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.paged import Paged

@@ -22,7 +22,7 @@ from tests.support.empty_models import EmptyEngine, no_products, with_layers
 
 FAMILIES = ("llama", "qwen3", "mistral_window", "opt", "ministral", "gemma3", "cohere")
 WITH_STATES = ("qwen3_5", "bamba", "falcon_h1_norm_first", "lfm2", "lfm3", "mamba")  # whose kernels only they import
-STATES = ("convolution", "gated_norm", "selective_scan", "state_step", "state_chunks")
+STATES = ("convolution", "gated_norm", "selective_scan", "state_step", "delta_chunks", "ssd_chunks", "state_chunks")
 STEPS = ("step", "step_update", "sampling_kernels")  # which are not in layers
 
 

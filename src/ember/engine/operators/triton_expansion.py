@@ -21,7 +21,8 @@ from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_step import Chunks, Expansion, TritonStep
 from ember_kernels.latent_cache import latent_cache
-from ember_kernels.latent_expansion import Carried, expanded_attention, gather_latents, upload_pieces
+from ember_kernels.latent_expansion import Carried, expanded_attention
+from ember_kernels.latent_pieces import gather_latents, upload_pieces
 
 
 def scale_queries(

@@ -20,8 +20,9 @@ from ember.engine.operators.base import Operators
 from ember.engine.operators.torch_ops import TorchOperators
 from ember.engine.operators.triton_expansion import Expander, scale_queries
 from ember.engine.operators.triton_step import MAX_REUSED_TOKENS, LatentMemory, TritonStep
-from ember_kernels.latent_attention import latent_decode, latent_prefill, plan_latents
 from ember_kernels.latent_cache import latent_cache
+from ember_kernels.latent_decode import latent_decode, plan_latents
+from ember_kernels.latent_prefill import latent_prefill
 
 
 class LatentSite(NamedTuple):

@@ -20,10 +20,11 @@ from torch import Tensor
 from ember.engine.layers.mixers import Convolution, Delta, GatedNorm, Selective, Ssd
 from ember.engine.operators.triton_step import MAX_REUSED_TOKENS, TritonStep
 from ember_kernels.convolution import convolution, convolution_step
+from ember_kernels.delta_chunks import delta_chunks
 from ember_kernels.gated_norm import gated_norm as launch_gated_norm
 from ember_kernels.launch import Launches
 from ember_kernels.selective_scan import selective_chunks, selective_step
-from ember_kernels.state_chunks import delta_chunks, ssd_chunks
+from ember_kernels.ssd_chunks import ssd_chunks
 from ember_kernels.state_step import delta_step, ssd_step
 
 

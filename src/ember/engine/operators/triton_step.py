@@ -16,7 +16,7 @@ from ember_kernels.decode_plan import DecodePlan
 from ember_kernels.launch import Launches
 
 if TYPE_CHECKING:
-    from ember_kernels.latent_expansion import Piece
+    from ember_kernels.latent_pieces import Piece
 
 MAX_REUSED_TOKENS = 1024  # of a step whose layers share memory for their outputs
 

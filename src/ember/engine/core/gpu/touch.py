@@ -149,9 +149,11 @@ def _touch_texts(config: DecoderConfig, x: Tensor, norm_type: torch.dtype) -> No
 
 
 def _touch_latents(config: DecoderConfig, x: Tensor, block_size: int) -> None:
-    from ember_kernels.latent_attention import latent_decode, latent_prefill
     from ember_kernels.latent_cache import latent_cache
-    from ember_kernels.latent_expansion import Carried, expanded_attention, gather_latents, upload_pieces
+    from ember_kernels.latent_decode import latent_decode
+    from ember_kernels.latent_expansion import Carried, expanded_attention
+    from ember_kernels.latent_pieces import gather_latents, upload_pieces
+    from ember_kernels.latent_prefill import latent_prefill
 
     sizes, heads = config.latent, config.num_heads
     assert sizes is not None

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ember.engine.description.config import DecoderConfig
 from ember_kernels.convolution import convolution, convolution_step
+from ember_kernels.delta_chunks import delta_chunks
 from ember_kernels.gated_norm import gated_norm
 from ember_kernels.selective_scan import selective_chunks, selective_step
-from ember_kernels.state_chunks import delta_chunks, ssd_chunks
+from ember_kernels.ssd_chunks import ssd_chunks
 from ember_kernels.state_math import RUNS
 from ember_kernels.state_step import delta_step, ssd_step
 
