@@ -23,6 +23,7 @@ from ember.front.link.admission import Admission
 from ember.front.link.client import EngineClient
 from ember.front.link.engine import EngineError
 from ember.front.link.pooling import MIN_AHEAD, PoolOptions, PoolText
+from ember.front.link.reap import reap
 from ember.front.link.spawn import EngineProcess
 from ember.front.link.suspects import fingerprint
 
@@ -147,13 +148,13 @@ async def test_an_engine_that_crashes_as_it_is_put_to_sleep_starts_with_the_wake
     client = await started(engines, restarts=1)
     await located(client, engines[0], tmp_path)
     running = client.generate([1], SAMPLING)
-    reap, may_end = client._reap, asyncio.Event()
+    may_end = asyncio.Event()
 
-    async def reap_late() -> int | None:
+    async def reap_late(process: subprocess.Popen[bytes]) -> int | None:
         await may_end.wait()
-        return await reap()
+        return await reap(process)
 
-    monkeypatch.setattr(client, "_reap", reap_late)
+    monkeypatch.setattr(client_module, "reap", reap_late)
     async with asyncio.timeout(10):
         sleeping = asyncio.create_task(client.control.sleep(1, "wait"))
         await asyncio.sleep(0.01)
@@ -308,7 +309,7 @@ async def test_leaving_the_block_aborts_what_is_unfinished(engines):
         engines[0].write(wire.Outputs([output(request.request_id, [4], index=1, finish="stop")]))
         await anext(generation)
     assert await engines[0].read() == wire.Abort(request.request_id)
-    assert not client._generations
+    assert not client.in_flight.handles
     async with client.generate([1], SAMPLING) as generation:
         request = await engines[0].read()
         engines[0].write(wire.Outputs([output(request.request_id, [4], finish="length")]))
@@ -472,7 +473,7 @@ async def test_a_value_that_cannot_be_encoded_fails_its_request_and_no_other(eng
         with pytest.raises(ApiError) as caught:
             client.generate([1], sampling, cache_salt=salt)
         assert caught.value.status == 400
-    assert not client._generations
+    assert not client.in_flight.handles
     client.generate([7], SAMPLING)
     assert (await asyncio.wait_for(engines[0].read(), 2)).prompt_token_ids == [7]
     await client.close()
@@ -580,7 +581,7 @@ async def test_a_suspect_whose_client_is_gone_makes_room_for_the_next(engines):
     generations[0].abort()
     assert await asyncio.wait_for(engines[1].read(), 2) == wire.Abort(running.request_id)
     assert (await asyncio.wait_for(engines[1].read(), 2)).prompt_token_ids == [3]
-    assert list(client._generations) == [generations[2].request.request_id]
+    assert list(client.in_flight.handles) == [generations[2].request.request_id]
     await client.close()
 
 
@@ -628,7 +629,7 @@ async def test_a_pooling_request_returns_its_one_output(engines):
     answer = msgspec.structs.replace(output(request.request_id, [], finish="stop"), pooled=pooled)
     engines[0].write(wire.Outputs([answer]))
     assert await asyncio.wait_for(pooling, 5) == answer
-    assert not client._generations and client.admission.num_requests == 0
+    assert not client.in_flight.handles and client.admission.num_requests == 0
     await client.close()
 
 
@@ -685,7 +686,7 @@ async def test_texts_of_one_request_are_sent_as_the_engine_has_room_and_come_bac
         if not requests and not pooling.done():
             requests.append(await engines[0].read())
     assert [answer.pooled.shape for answer in pooling.result()] == [[position] for position in range(100)]
-    assert client.admission.num_requests == client.admission.num_tokens == 0 and not client._generations
+    assert client.admission.num_requests == client.admission.num_tokens == 0 and not client.in_flight.handles
     await client.close()
 
 
@@ -708,13 +709,13 @@ async def test_texts_that_are_left_end_with_a_request_that_fails_or_is_cancelled
         aborted = {message.request_id for message in engines[0].inbox}
         assert aborted < {first.request_id, *others} and len(aborted) == len(others) - (error is not None)
         engines[0].inbox.clear()
-        assert client.admission.num_requests == client.admission.num_tokens == 0 and not client._generations
+        assert client.admission.num_requests == client.admission.num_tokens == 0 and not client.in_flight.handles
     pooling = asyncio.create_task(client.pool_many(texts, PoolOptions("embed")))
     await engines[0].read()
     engines[0].die()
     with pytest.raises(ApiError, match="The engine failed while this request was running"):
         await pooling
-    assert client.admission.num_tokens == 0 and not client._generations
+    assert client.admission.num_tokens == 0 and not client.in_flight.handles
     await client.close()
 
 

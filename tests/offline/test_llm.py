@@ -271,7 +271,7 @@ def test_few_prompts_are_under_way_at_a_time(llm: LLM, monkeypatch: pytest.Monke
 
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal most
-        most = max(most, len(engine._generations) + 1)
+        most = max(most, len(engine.in_flight.handles) + 1)
         return generate(*arguments, **options)
 
     monkeypatch.setattr(engine, "generate", counted)

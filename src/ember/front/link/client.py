@@ -24,17 +24,16 @@ from ember.front.link.control import Control
 from ember.front.link.engine import EngineError
 from ember.front.link.gate import Gate
 from ember.front.link.generation import Generation
+from ember.front.link.in_flight import InFlight
 from ember.front.link.liveness import is_ending, is_stopped
 from ember.front.link.outbox import Outbox
 from ember.front.link.pooling import PoolBatch, PooledText, PoolOptions, PoolText
+from ember.front.link.reap import describe, reap
 from ember.front.link.silence import Silence
 from ember.front.link.spawn import EngineProcess, spawn
-from ember.front.link.suspects import Suspects, fingerprint
 
 log = logging.getLogger(__name__)
 
-EXIT_TIMEOUT_S = 5.0  # for a process whose socket is closed to be gone too, and once more when it was killed
-REAP_POLL_S = 0.01
 _UNKILLABLE = "its process cannot be ended and holds the device's memory"
 HEALTHY_S = 3600.0  # an engine that ran so long starts with the full number of restarts again
 
@@ -64,10 +63,8 @@ class EngineClient:
         self._transport: asyncio.Transport | None = None
         self._link: _Link | None = None  # the current connection; messages of earlier ones are dropped
         self._outbox = Outbox()
-        self._generations: dict[int, Generation | PooledText] = {}
+        self.in_flight = InFlight(self._outbox, self.admission, lambda: self._info is not None)
         self._num_requests = 0
-        self._suspects = Suspects()
-        self._tried: dict[int, bytes] = {}  # suspects by request id, the first of which is in the engine
         self._stats_waiters: list[asyncio.Future[wire.Stats]] = []
         self._failure: wire.Failed | None = None
         self._info: wire.Ready | None = None  # None while no process serves
@@ -140,7 +137,7 @@ class EngineClient:
     @property
     def is_busy(self) -> bool:
         """Whether a request is under way."""
-        return bool(self._generations or self.gate.inside)
+        return bool(self.in_flight.handles or self.gate.inside)
 
     @property
     def model_dir(self) -> str:
@@ -197,12 +194,11 @@ class EngineClient:
 
         def send(text: PoolText, batch: PoolBatch, position: int) -> wire.Pool:
             request = options.request(self._next_id(), text)
-            self._submit(request)
-            self._generations[request.request_id] = PooledText(request, batch, position)
+            self.in_flight.start(PooledText(request, batch, position))
             return request
 
         def stop(request_id: int) -> None:
-            self._abort(request_id, None, True)
+            self.in_flight.abort(request_id, None, True)
 
         batch = PoolBatch(texts, self._running(), send, stop)
         batch.on_output = lambda num_tokens: self.admission.reduce(batch_id, num_tokens)
@@ -234,22 +230,13 @@ class EngineClient:
         """Start a request. Raises ApiError."""
         self._check_start(is_step)
         self.admission.enter(request.request_id, len(request.prompt_token_ids), is_step=is_step)
+        generation = Generation(request, self.in_flight.abort)
         try:
-            self._submit(request)
+            self.in_flight.start(generation)
         except ApiError:
             self.admission.leave(request.request_id)
             raise
-        generation = Generation(request, self._abort)
-        self._generations[request.request_id] = generation
         return generation
-
-    def _submit(self, request: wire.Generate | wire.Pool) -> None:
-        """Send a request to the engine, or hold it back while another suspect is tried. Raises ApiError."""
-        try:
-            if not self._hold_suspect(request):
-                self._outbox.send(request)
-        except ValueError as error:
-            raise ApiError(400, f"The request holds a value that cannot be passed on: {error}") from None
 
     async def stats(self) -> wire.Stats:
         """The engine's statistics at its next step. Raises ApiError while the engine is not ready."""
@@ -263,8 +250,7 @@ class EngineClient:
         """End the requests that run, as if their clients had left."""
         for entrant in list(self.gate.inside):
             entrant.abort()
-        for request in list(self._generations.values()):
-            request.abort()
+        self.in_flight.abort_all()
 
     def pause_steps(self, is_paused: bool) -> None:
         """Let the engine run no steps, or run them again."""
@@ -287,7 +273,7 @@ class EngineClient:
         self._forget_process()
         self._fail_in_flight("The engine is put to sleep; try again when it runs.", status=503)
         self._engine.process.kill()  # the process has no state to save
-        status = await self._reap()
+        status = await reap(self._engine.process)
         self._failure = None
         if status is None and not self.dead.is_set():
             self._end_for_good(_UNKILLABLE)
@@ -315,43 +301,9 @@ class EngineClient:
             self._ready.set_exception(shutting_down())
             self._ready.exception()  # a future nobody waits for is no unhandled error
         self._engine.process.kill()  # the process has no state to save
-        await self._reap()
+        await reap(self._engine.process)
         for task in self._tasks:
             task.cancel()
-
-    def _hold_suspect(self, request: wire.Generate | wire.Pool) -> bool:
-        """Whether the request has to wait until another suspect has been tried. Raises ApiError when it is the
-        culprit."""
-        if not self._suspects:
-            return False
-        key = fingerprint(request)
-        if self._suspects.is_guilty(key):
-            message = "This request crashed the engine twice and is not run again; the worker's log has the reason."
-            raise ApiError(500, message, headers={"x-should-retry": "false"})
-        if not self._suspects.is_suspect(key):
-            return False
-        self._tried[request.request_id] = key
-        return len(self._tried) > 1
-
-    def _end(self, request_id: int, is_answered: bool) -> None:
-        """Forget a request that is over. If it was a suspect, the next suspect is sent."""
-        self.admission.leave(request_id)
-        generation = self._generations.pop(request_id, None)
-        if request_id not in self._tried or generation is None:
-            return
-        was_running = next(iter(self._tried)) == request_id
-        key = self._tried.pop(request_id)
-        if is_answered:
-            self._suspects.clear(key)
-        if was_running and self._tried and self._info is not None:
-            self._outbox.send(self._generations[next(iter(self._tried))].request)
-
-    def _abort(self, request_id: int, index: int | None, is_over: bool) -> None:
-        is_held = request_id in self._tried and next(iter(self._tried)) != request_id  # the engine has not heard of it
-        if self._info is not None and not is_held:
-            self._outbox.send(wire.Abort(request_id, None if is_over else index))
-        if is_over:
-            self._end(request_id, is_answered=False)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -365,11 +317,7 @@ class EngineClient:
             case wire.Outputs():
                 is_first = "first_token" not in self._timeline.marks
                 self._timeline.mark("first_token")
-                for output in message.outputs:
-                    self.admission.leave(output.request_id)
-                    generation = self._generations.get(output.request_id)
-                    if generation is not None and generation.feed(output):
-                        self._end(output.request_id, is_answered=True)
+                self.in_flight.feed(message.outputs)
                 if is_first:
                     self.on_first_token()
             case wire.Stats():
@@ -412,7 +360,7 @@ class EngineClient:
 
     def _is_expecting(self) -> bool:
         """Whether a ready engine has requests to answer."""
-        waits = bool(self._generations) or any(not waiter.done() for waiter in self._stats_waiters)
+        waits = bool(self.in_flight.handles) or any(not waiter.done() for waiter in self._stats_waiters)
         return self._info is not None and waits
 
     def _ask(self) -> None:
@@ -442,7 +390,7 @@ class EngineClient:
         self._forget_process()
         if was_ready:
             reason = self._failure.message if self._failure else "the engine process ended unexpectedly"
-            self._blame_in_flight()
+            self.in_flight.blame()
             self._fail_in_flight(f"The engine failed while this request was running: {reason}.")
         self._recovery = self._keep(self._recover(was_ready))
 
@@ -453,23 +401,8 @@ class EngineClient:
         if self._ready.done():
             self._ready = asyncio.get_running_loop().create_future()
 
-    def _blame_in_flight(self) -> None:
-        """Suspect the requests that the engine was working on when it crashed."""
-        waiting = list(self._tried)[1:]
-        self._suspects.blame(
-            [
-                fingerprint(generation.request)
-                for request_id, generation in self._generations.items()
-                if request_id not in waiting
-            ]
-        )
-        self._tried.clear()
-
     def _fail_in_flight(self, message: str, status: int = 500) -> None:
-        self.admission.clear()
-        generations, self._generations = self._generations, {}
-        for generation in generations.values():
-            generation.fail(ApiError(status, message))
+        self.in_flight.fail(message, status)
         for waiter in self._stats_waiters:
             if not waiter.done():
                 waiter.set_exception(ApiError(status, message))
@@ -478,11 +411,11 @@ class EngineClient:
     async def _recover(self, was_ready: bool) -> None:
         """Start the engine again after a crash, or end it for good. A crash during a sleep counts, and the next process
         is that of the wake-up."""
-        status = await self._reap()
+        status = await reap(self._engine.process)
         if self._is_closing:
             return
         failure, self._failure = self._failure, None
-        reason = failure.message if failure else f"the engine process ended unexpectedly ({_describe(status)})"
+        reason = failure.message if failure else f"the engine process ended unexpectedly ({describe(status)})"
         if status is None:
             reason = f"{reason}; {_UNKILLABLE}"
         elif (was_ready or (self._last_info is not None and failure is None)) and self._restarts_left > 0:
@@ -508,19 +441,6 @@ class EngineClient:
                 future.set_exception(EngineError(reason))
                 future.exception()  # a future nobody waits for is no unhandled error
 
-    async def _reap(self) -> int | None:
-        """Wait for the process to end, and kill it after a while. Returns its exit status. It is None when the kernel
-        cannot end the process, as in the call of a driver that hangs."""
-        process = self._engine.process
-        for force in (process.poll, process.kill):
-            force()
-            give_up_at = time.monotonic() + EXIT_TIMEOUT_S
-            while (status := process.poll()) is None and time.monotonic() < give_up_at:
-                await asyncio.sleep(REAP_POLL_S)
-            if status is not None:
-                return status
-        return None
-
 
 class _Link(asyncio.Protocol):
     """Splits the socket's bytes into messages."""
@@ -538,9 +458,3 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client._disconnected(self)
-
-
-def _describe(status: int | None) -> str:
-    if status is None:
-        return "it still runs"
-    return f"signal {-status}" if status < 0 else f"exit status {status}"
