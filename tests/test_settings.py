@@ -304,7 +304,7 @@ def test_no_name_is_both_read_and_unread():
 def test_the_reference_page_is_up_to_date():
     from pathlib import Path
 
-    from ember.cli import settings_table
+    from ember.cli.settings_table import settings_table
 
     page = Path(__file__).parent.parent / "docs" / "settings.md"
     assert settings_table() in page.read_text(), "run: ember settings, and put its table into docs/settings.md"

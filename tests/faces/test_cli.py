@@ -36,8 +36,9 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         if name.startswith(("RUNPOD_", "MODEL_")):
             monkeypatch.delenv(name)
     monkeypatch.setattr("ember.front.start.launch", launch)
-    monkeypatch.setattr("ember.cli.prepare", prepare)
-    monkeypatch.setattr("ember.cli.leave_on_signals", lambda status: None)
+    for module in ("ember.cli", "ember.cli.workers"):
+        monkeypatch.setattr(f"{module}.prepare", prepare)
+        monkeypatch.setattr(f"{module}.leave_on_signals", lambda status: None)
     monkeypatch.setattr("ember.front.worker.health.report_unhealthy", lambda reason: seen.update(unhealthy=reason))
     return seen
 

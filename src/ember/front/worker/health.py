@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
+
+from ember.front.worker.contract import platform_key, webhook, worker_id
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +17,7 @@ _REASON_CHARS = 256
 
 def report_unhealthy(reason: str, check: str = "ember") -> None:
     """Tell the platform, as its SDK does when its own checks fail. This never raises, and takes two seconds at most."""
-    url = os.environ.get("RUNPOD_WEBHOOK_PING", "").replace("$RUNPOD_POD_ID", os.environ.get("RUNPOD_POD_ID", ""))
-    key = os.environ.get("RUNPOD_AI_API_KEY", "")
+    url, key = webhook("PING", worker_id()), platform_key()
     if not url.startswith(("http://", "https://")) or not key:
         return
     query = urlencode({"status": "unhealthy", "check": check, "reason": reason[:_REASON_CHARS]})

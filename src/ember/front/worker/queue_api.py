@@ -1,9 +1,9 @@
 """The platform's queue over HTTP, with aiohttp: take jobs, learn which to stop, send pieces and results, ping.
 
-Addresses and key come from the environment variables with which the platform starts a worker. They are part of its
-contract, and no settings of Ember. The requests are those of the platform's SDK: JSON text with a form's content type,
-the raw key as `Authorization`, and `isStream` as the SDK sets it for a generator. A piece or a result that cannot be
-delivered is sent again, with growing waits. Both carry their job's id as `X-Request-ID`.
+Addresses and key come from the environment variables with which the platform starts a worker (`contract.py`). The
+requests are those of the platform's SDK: JSON text with a form's content type, the raw key as `Authorization`, and
+`isStream` as the SDK sets it for a generator. A piece or a result that cannot be delivered is sent again, with growing
+waits. Both carry their job's id as `X-Request-ID`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import orjson
 from yarl import URL
 
 from ember import __version__
+from ember.front.worker.contract import platform_key, webhook, worker_id
 from ember.front.worker.delivery import path_id, read_answer
 from ember.front.worker.waits import Backoff
 from ember.untrusted_json import UntrustedJsonError, loads
@@ -74,10 +75,10 @@ class Addresses:
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Addresses:
         """Raises QueueError when an address is missing, or is not http(s)."""
-        worker = environ.get("RUNPOD_POD_ID") or "ember"
+        worker = worker_id(environ) or "ember"
         urls = {}
         for name in ("GET_JOB", "POST_OUTPUT", "POST_STREAM"):
-            url = environ.get(f"RUNPOD_WEBHOOK_{name}", "").replace("$RUNPOD_POD_ID", worker)
+            url = webhook(name, worker, environ)
             if not url.startswith(("http://", "https://")):
                 raise QueueError(
                     f"RUNPOD_WEBHOOK_{name}={url[:100]}: it must be an http(s) address of the platform's queue"
@@ -85,7 +86,7 @@ class Addresses:
             urls[name] = url
         take = urls["GET_JOB"].replace("$ID", worker)
         has_channels = "/job-take/" in take
-        ping = environ.get("RUNPOD_WEBHOOK_PING", "").replace("$RUNPOD_POD_ID", worker)
+        ping = webhook("PING", worker, environ)
         try:
             interval = int(environ.get("RUNPOD_PING_INTERVAL") or 10_000) / 1000
         except ValueError:
@@ -96,9 +97,9 @@ class Addresses:
             stop=take.replace("/job-take/", "/job-stop/") if has_channels else None,
             stream=_with(urls["POST_STREAM"], isStream="false"),
             done=_with(urls["POST_OUTPUT"], isStream="true"),
-            ping=ping if ping.startswith("http") and environ.get("RUNPOD_POD_ID") else None,
+            ping=ping if ping.startswith("http") and worker_id(environ) else None,
             ping_seconds=max(interval, 0.1),
-            key=environ.get("RUNPOD_AI_API_KEY", ""),
+            key=platform_key(environ),
         )
 
 

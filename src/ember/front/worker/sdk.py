@@ -47,11 +47,6 @@ LEAVE_SECONDS = 3.0  # to close the engine, when a signal ends the boot
 _PR_SET_PDEATHSIG = 1
 
 
-def on_queue() -> bool:
-    """Whether a platform started this process to take jobs from its queue."""
-    return bool(os.environ.get("RUNPOD_WEBHOOK_GET_JOB"))
-
-
 def run(settings: Settings, worker: Worker, sdk_flags: list[str] | None = None) -> int:
     """Serve the queue until SIGTERM or a failure. Returns the exit code. `sdk_flags` are passed to the SDK."""
     loop = EngineLoop()
