@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ember.boot import Timeline, now
 from ember.front.link.spawn import spawn
 from ember.interpreter import module_command
-from ember.wire import Configure
+from ember.wire import Configure, Ready
 
 if TYPE_CHECKING:
     from ember.front.api.services import Services
@@ -144,6 +144,15 @@ def _in_daemon_thread(function: Callable[[str], T], argument: str) -> asyncio.Fu
     return waited
 
 
+class LoadedText(NamedTuple):
+    """What turns requests into token ids, read from the model's files."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    reason: str  # why it is that template, or none
+    timeline: Timeline  # of this load alone: another one may be used
+
+
 class Worker:
     """The front's half of the boot. It belongs to one event loop."""
 
@@ -216,7 +225,6 @@ class Worker:
         from ember.front.link.engine import EngineError
         from ember.front.metrics import Metrics
         from ember.front.text.sentence_files import SentenceFiles
-        from ember.front.text.template_choice import fault_of
         from ember.front.text.template_error import TemplateError
         from ember.front.text.tokenizer import TokenizerError
         from ember.front.tracing import Tracer, TracingError
@@ -232,8 +240,9 @@ class Worker:
         try:
             if early is None or located.tokenizer_dir != expected:
                 early = _in_daemon_thread(self._load_text, located.tokenizer_dir)
-            tokenizer, template, reason, loaded = await early
-            self.timeline.phases += loaded.phases
+            text = await early
+            tokenizer, template = text.tokenizer, text.template
+            self.timeline.phases += text.timeline.phases
             if tokenizer.eos_token_id is not None:
                 self.engine.add_end_tokens([tokenizer.eos_token_id])
             defaults = generation_defaults(self.settings, model_dir)
@@ -243,10 +252,7 @@ class Worker:
         except (TokenizerError, TemplateError, TracingError, OSError, ValueError) as error:
             raise EngineError(str(error)) from None
         info = await self.engine.wait_ready()
-        if template is not None and (fault := await asyncio.to_thread(fault_of, template)) is not None:
-            if info.pooling is None or self.settings.custom_chat_template:
-                raise EngineError(fault)
-            template, reason = None, fault  # it is left from the model that this one was made from
+        template, reason = await self._usable_template(text, info)
         sentences = SentenceFiles() if info.pooling is None else await asyncio.to_thread(_pooling_texts, model_dir)
         self.timeline.mark("ready")
         self.timeline.extend(info.boot_phases)
@@ -265,8 +271,30 @@ class Worker:
             tool_format=formats.tools,
             sentences=sentences,
         )
-        for warning in (*info.warnings, *([] if template is not None or info.pooling is not None else [reason])):
+        self._report_ready(info, tokenizer, reason if template is None else None)
+        self.write_boot_report()
+        self._describing = asyncio.create_task(asyncio.to_thread(describe_history, self._services))
+        if tokenizer.is_prepared is False:
+            self._preparing = asyncio.create_task(self._prepare_tokenizer(located.tokenizer_dir))
+        return self._services
+
+    async def _usable_template(self, text: LoadedText, info: Ready) -> tuple[ChatTemplate | None, str]:
+        """The template, unless it cannot be used, and the reason. Raises EngineError where one is needed."""
+        from ember.front.link.engine import EngineError
+        from ember.front.text.template_choice import fault_of
+
+        if text.template is None or (fault := await asyncio.to_thread(fault_of, text.template)) is None:
+            return text.template, text.reason
+        if info.pooling is None or self.settings.custom_chat_template:
+            raise EngineError(fault)
+        return None, fault  # it is left from the model that this one was made from
+
+    def _report_ready(self, info: Ready, tokenizer: Tokenizer, without_template: str | None) -> None:
+        """Log that requests are served, and the warnings before it. `without_template`: why there is no template."""
+        for warning in info.warnings:
             log.warning(warning)
+        if without_template is not None and info.pooling is None:
+            log.warning(without_template)
         if not info.eos_token_ids and info.pooling is None:
             log.warning("no file of the model names an end token of its vocabulary: answers run to max_tokens")
         if tokenizer.vocab_size > info.vocab_size:
@@ -286,11 +314,6 @@ class Worker:
             info.operators,
             self.timeline.summary(),
         )
-        self.write_boot_report()
-        self._describing = asyncio.create_task(asyncio.to_thread(describe_history, self._services))
-        if tokenizer.is_prepared is False:
-            self._preparing = asyncio.create_task(self._prepare_tokenizer(located.tokenizer_dir))
-        return self._services
 
     async def _prepare_tokenizer(self, directory: str) -> None:
         """Write the prepared tokenizer for the next boot, while idle, in a process of its own, since it needs a core
@@ -326,13 +349,13 @@ class Worker:
                 self._report_failed = True  # log it once, although the report is written again at the first token
                 log.warning("EMBER_BOOT_REPORT=%s cannot be written: %s", path, error.strerror or error)
 
-    def _load_text(self, directory: str) -> tuple[Tokenizer, ChatTemplate | None, str, Timeline]:
-        """The tokenizer, the template or None, why it is that one, and the phases of loading them."""
+    def _load_text(self, directory: str) -> LoadedText:
+        """Read the tokenizer and the template of a directory or GGUF file."""
         from ember.front.text.prepared_tokenizer import cache_directories
         from ember.front.text.template_choice import choose_template
         from ember.front.text.tokenizer import Tokenizer
 
-        timeline = Timeline(self.timeline.process, self.timeline.origin)  # of this load: another one may be used
+        timeline = Timeline(self.timeline.process, self.timeline.origin)
         with timeline.phase("tokenizer") as detail:
             tokenizer = Tokenizer.load(directory, cache_directories(self.settings.base_path))
             if tokenizer.is_prepared is not None:
@@ -342,4 +365,4 @@ class Worker:
             template, reason = choose_template(tokenizer.chat_template, tokenizer.special_tokens, custom)
         if template is not None:  # prepare it while the engine is loading, so that the first chat need not
             threading.Thread(target=template.prepare, name="template", daemon=True).start()
-        return tokenizer, template, reason, timeline
+        return LoadedText(tokenizer, template, reason, timeline)
