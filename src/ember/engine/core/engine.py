@@ -14,12 +14,13 @@ from ember.engine.core.grammars.workers import GrammarWorker, GrammarWorkers, Ma
 from ember.engine.core.intake import Intake
 from ember.engine.core.isolation import can_isolate, compute_alone
 from ember.engine.core.limits import EngineLimits
+from ember.engine.core.outputs import append, failed, pooled
 from ember.engine.core.runner import Launched, StepRunner
 from ember.engine.core.scheduler import Scheduled, Scheduler
 from ember.engine.core.sequence import Sequence
 from ember.engine.errors import GrammarError
 from ember.histogram import STEP_TOKENS, Histogram
-from ember.wire import Generate, Pool, Pooled, SequenceOutput, Stats, TokenLogprobs
+from ember.wire import Generate, Pool, SequenceOutput, Stats
 
 log = logging.getLogger(__name__)
 
@@ -208,9 +209,10 @@ class Engine:
                 outputs.append(self._fail(sequence, self._fault_of_output()))
             elif result.pooled:
                 self.is_cold = False
-                outputs.append(self._end(sequence, _pooled(sequence, result.pooled[row])))
+                outputs.append(self._end(sequence, pooled(sequence, result.pooled[row])))
             else:
-                output = self._append(sequence, result.token_ids[row], result.logprobs.get(row))
+                output = append(sequence, result.token_ids[row], result.logprobs.get(row), self.eos_token_ids)
+                self._generation_tokens += len(output.token_ids)
                 if output.finish_reason == "stop" or sequence.grammar is None:
                     outputs.append(self._end(sequence, output))
                 else:
@@ -317,43 +319,6 @@ class Engine:
                 if not sequence.is_finished:
                     outputs.append(self._fail_for_memory(sequence, reason))
 
-    def _append(self, sequence: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> SequenceOutput:
-        """Append the tokens that a step sampled, up to the one that ends the sequence, apart from its grammar. Later
-        tokens of the step are dropped, with their log probabilities."""
-        sampling = sequence.sampling
-        is_first = not sequence.is_prefilled
-        sequence.is_prefilled = True
-        finish_reason: str | None = None
-        stop_reason: int | None = None
-        num_kept = 0
-        if sampling.max_tokens == 0:  # the request only scores the prompt
-            logprobs, finish_reason = None, "length"
-        else:
-            if is_first:  # before its first token a sample shares the prompt's list with the others
-                sequence.token_ids = list(sequence.token_ids)
-            for token_id in token_ids:
-                sequence.token_ids.append(token_id)
-                num_kept += 1
-                is_eos = token_id in self.eos_token_ids and not sampling.ignore_eos
-                if is_eos or token_id in sampling.stop_token_ids:
-                    finish_reason, stop_reason = "stop", token_id
-                    break
-                if sequence.num_tokens >= sequence.max_num_tokens:
-                    finish_reason = "length"
-                    break
-            self._generation_tokens += num_kept
-        return SequenceOutput(
-            request_id=sequence.request_id,
-            index=sequence.index,
-            token_ids=token_ids[:num_kept],
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            logprobs=logprobs[:num_kept] if logprobs is not None else None,
-            num_cached_tokens=max(sequence.num_cached_tokens, 0) if is_first else 0,
-            prompt_logprobs=sequence.scored_prompt if is_first else None,
-            queue_seconds=sequence.admitted - sequence.arrived if is_first else 0.0,
-        )
-
     def _end(self, sequence: Sequence, output: SequenceOutput) -> SequenceOutput:
         """Remove the sequence if this output is its last one. Returns the output."""
         if output.finish_reason is not None:
@@ -430,9 +395,7 @@ class Engine:
 
     def _fail(self, sequence: Sequence, error: str, param: str | None = None) -> SequenceOutput:
         self._drop(sequence)
-        return SequenceOutput(
-            sequence.request_id, sequence.index, [], finish_reason="error", error=error, error_param=param
-        )
+        return failed(sequence.request_id, sequence.index, error, param)
 
     def _drop(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
@@ -442,19 +405,6 @@ class Engine:
         siblings.remove(sequence)
         if not siblings:
             del self._sequences[sequence.request_id]
-
-
-def _pooled(sequence: Sequence, pooled: Pooled) -> SequenceOutput:
-    """The only output of a request for a pooling task."""
-    return SequenceOutput(
-        request_id=sequence.request_id,
-        index=0,
-        token_ids=[],
-        finish_reason="stop",
-        num_cached_tokens=max(sequence.num_cached_tokens, 0),
-        queue_seconds=sequence.admitted - sequence.arrived,
-        pooled=pooled,
-    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 
 from ember.engine.core.block_pool import root_hash
 from ember.engine.core.limits import EngineLimits
+from ember.engine.core.outputs import failed
 from ember.engine.core.runner import StepRunner
 from ember.engine.core.sequence import Sequence
 from ember.wire import Generate, Pool, PoolingTask, Request, SamplingParams, SequenceOutput
@@ -52,7 +53,7 @@ class Intake:
             error, param = f"`{option}` is not supported with this model on this device", option
         if error is None:
             return []
-        return [_refused(request.request_id, index, error, param) for index in range(request.sampling.n)]
+        return [failed(request.request_id, index, error, param) for index in range(request.sampling.n)]
 
     def pool_refusal(self, request: Pool, is_id_in_use: bool) -> list[SequenceOutput]:
         """The error of a request for a pooling task that can never run; empty for other requests."""
@@ -68,7 +69,7 @@ class Intake:
             error = f"{len(request.token_type_ids)} token types for {len(request.prompt_token_ids)} tokens", None
         elif wrong_type := self._type_fault(request):
             error = wrong_type, "input"
-        return [] if error is None else [_refused(request.request_id, 0, *error)]
+        return [] if error is None else [failed(request.request_id, 0, *error)]
 
     def pool_sequence(self, request: Pool) -> Sequence:
         """The sequence of a request that can run."""
@@ -145,7 +146,3 @@ class Intake:
             if getattr(sampling, name) != getattr(_DEFAULTS, name):
                 return name
         return None
-
-
-def _refused(request_id: int, index: int, error: str, param: str | None) -> SequenceOutput:
-    return SequenceOutput(request_id, index, [], finish_reason="error", error=error, error_param=param)
