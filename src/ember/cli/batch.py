@@ -117,8 +117,8 @@ async def _work(batch: BatchRun, opened: Opened, window: int | None) -> None:
 
 @asynccontextmanager
 async def _local(settings: Settings, source: Path, checked: Checked) -> AsyncIterator[tuple[Ask, int]]:
-    """The routes over a model that is loaded for the batch. Raises EngineError, and BatchError for an input with
-    requests that the model cannot answer."""
+    """Load the model, and yield the function that answers a request by the routes of this process, and how many run at
+    a time. Raises EngineError, and BatchError for an input with requests that the model cannot answer."""
     from ember.front.start import launch
 
     logging.getLogger("ember.requests").setLevel(logging.WARNING)  # a line for each request is of no use here
@@ -139,7 +139,8 @@ async def _local(settings: Settings, source: Path, checked: Checked) -> AsyncIte
 
 @asynccontextmanager
 async def _served(url: str, key: str | None) -> AsyncIterator[tuple[Ask, int]]:
-    """A server of the OpenAI API. `url` may end with `/v1`, which the paths of requests begin with."""
+    """Connect to a server of the OpenAI API, and yield the function that sends a request to it, and how many run at a
+    time. `url` may end with `/v1`, which the paths of requests begin with."""
     async with connect(url, key) as client:
 
         async def ask(line: BatchLine) -> Reply:

@@ -49,7 +49,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Checked:
-    """What a look at the whole input found."""
+    """The requests of a whole input, and the lines that are none."""
 
     places: dict[bytes, int] = field(default_factory=dict)  # from `key_of` each custom_id to its line
     faults: list[Fault] = field(default_factory=list)  # the first `MAX_FAULTS`

@@ -20,10 +20,10 @@ def batch_route(url: str, settings: Settings) -> Route:
     """The route of a request in a batch. Raises ApiError for a path that no batch of this deployment can use."""
     found = ROUTER.find("POST", url)
     route = found.route
-    is_of_one = "{" in route.path  # of a thing that a route keeps for later requests: those of a batch keep nothing
+    names_kept = "{" in route.path  # it names what an earlier request has kept, and requests of a batch keep nothing
     if not found.is_allowed or route.answer is None:
         raise bad_request(f"No route answers a POST of {url[:100]!r}.", "url")
-    if route.is_admin or is_of_one or route.path.startswith(_NOT_IN_A_BATCH):
+    if route.is_admin or names_kept or route.path.startswith(_NOT_IN_A_BATCH):
         raise bad_request(f"{route.path} cannot be used in a batch.", "url")
     check_enabled(route, settings)
     return route

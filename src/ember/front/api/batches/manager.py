@@ -224,6 +224,7 @@ def _expire(run: BatchRun, waiting: Iterator[BatchLine]) -> bool:
 
 
 def batches_of(services: Services) -> Batches:
+    """The batches of this deployment, which are made at the first call."""
     found: Batches | None = services.kept.get("batches")
     if found is None:
         found = services.kept["batches"] = Batches(services)

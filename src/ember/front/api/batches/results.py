@@ -95,7 +95,7 @@ class ResultFile:
         size = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, line) < len(line):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             os.ftruncate(self._descriptor, size)
             raise ResultsError(f"{self.path} cannot be written: {error.strerror}") from None

@@ -2,8 +2,7 @@
 
 `files/ID` is a file's content, `files/ID.json` what is known of it, `batches/ID.json` a batch, and `batches/ID.cancel`
 the request to cancel it, which is seen by whichever server of the directory runs the batch. An upload is written to
-`files/upload-*` until it is complete. JSON is replaced as a whole, so
-that a crash leaves the old or the new.
+`files/upload-*` until it is complete. JSON is replaced as a whole, so that a crash leaves the old or the new.
 """
 
 from __future__ import annotations
