@@ -51,9 +51,9 @@ def paged_batch(shape: Shape, seqs: int, context: int, dtype: torch.dtype, block
 
 
 def run(ceilings: Ceilings) -> Iterator[Row]:
-    from ember_kernels.compile import device_capability
     from ember_kernels.decode_attention import decode_attention
     from ember_kernels.decode_plan import multiprocessors
+    from ember_kernels.specialisation import device_capability
 
     for name, shape, seqs, context, dtype, block_size in cases():
         moved = 2.0 * seqs * context * shape.kv_heads * shape.head_dim * dtype.itemsize

@@ -61,7 +61,7 @@ def step(shape: Shape, seqs: int) -> Callable[[], torch.Tensor]:
 
 def run(ceilings: Ceilings) -> Iterator[Row]:
     from ember_kernels import early
-    from ember_kernels.compile import device_capability
+    from ember_kernels.specialisation import device_capability
 
     capability = device_capability(torch.device("cuda"))
     if capability < early.LEAST_CAPABILITY:

@@ -70,8 +70,8 @@ def run(ceilings: Ceilings) -> Iterator[Row]:
 
 def _dense(shape: Shape) -> Iterator[Row]:
     from ember_kernels import dense_attention
-    from ember_kernels.compile import device_capability
     from ember_kernels.prefill_attention import prefill_attention
+    from ember_kernels.specialisation import device_capability
 
     capability, least = device_capability(torch.device("cuda")), None
     for new in PROMPTS:

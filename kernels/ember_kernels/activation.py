@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import Rounded, e4m3_bits, has_conversion, rounded, row_scale
+from ember_kernels.specialisation import Specialisation
 
 KINDS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
 # Values that a program handles at a time, and its warps: 16 bytes per thread on all architectures.

@@ -16,7 +16,6 @@ import triton.language as tl
 
 from ember_kernels.block_gemm import BLOCK_N, TYPICAL, block_sums, check, constants
 from ember_kernels.block_types import BLOCK_TYPES
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.expert_blocks import (
     GATHER_BLOCK_M,
     ExpertBlocks,
@@ -27,6 +26,7 @@ from ember_kernels.expert_blocks import (
     store_pairs,
 )
 from ember_kernels.launch import cdiv, direct
+from ember_kernels.specialisation import Specialisation, device_capability
 from ember_kernels.split_k import LARGE_SHARED
 
 

@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 
 from ember_kernels.block_types import BLOCK_TYPES, block_tile
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import INTERPRET
+from ember_kernels.specialisation import Specialisation, device_capability
 from ember_kernels.split_k import Config, add_splits, split_config, store_sums, tile_of_product, workspace
 
 MAX_ROWS = 64

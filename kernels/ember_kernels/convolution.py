@@ -22,9 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.attention import STARTS_BLOCK, prompt_tile
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 from ember_kernels.state_math import RUNS, check_runs, each_run, runs_of_steps
 
 BLOCK_C = 128  # channels: one for each thread, which alone reads and writes the channel's window

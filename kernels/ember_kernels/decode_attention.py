@@ -33,17 +33,10 @@ from ember_kernels.attention import (
     scores_of,
 )
 from ember_kernels.attention_tables import ELEMENT_SIZES, config, most_registers, programs_a_multiprocessor, variants
-from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.decode_plan import (
-    HEADER,
-    DecodePlan,
-    add_parts,
-    multiprocessors,
-    plan_decodes,
-    visible_tiles,
-)
+from ember_kernels.decode_plan import HEADER, DecodePlan, add_parts, multiprocessors, plan_decodes, visible_tiles
 from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import direct, next_power_of_2
+from ember_kernels.specialisation import Specialisation, device_capability
 
 
 @direct

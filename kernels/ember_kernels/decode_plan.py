@@ -24,9 +24,9 @@ import triton.language as tl
 
 from ember_kernels.attention import INTERPRET, NO_WINDOW
 from ember_kernels.attention_tables import ELEMENT_SIZES, config, variants
-from ember_kernels.compile import Specialisation
 from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import direct, next_power_of_2
+from ember_kernels.specialisation import Specialisation
 
 PIECE_TOKENS = 64  # no program takes less, unless there is no more
 PARTS_A_LOAD = 8

@@ -20,9 +20,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 CHUNK = 256  # pairs per program

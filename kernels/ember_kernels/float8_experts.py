@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.expert_blocks import (
     GATHER_BLOCK_M,
     ExpertBlocks,
@@ -26,6 +25,7 @@ from ember_kernels.expert_blocks import (
 )
 from ember_kernels.float8_gemm import FORMS, check, config, float8_restore_reference, float8_sums
 from ember_kernels.launch import cdiv, direct
+from ember_kernels.specialisation import Specialisation, device_capability
 
 Float8 = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
 """Codes, scales and their blocks, as `float8_gemm` takes them, of all experts."""

@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 
 from ember_kernels.attention import e4m3_bits, packed_e4m3
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import (
     INTERPRET,
@@ -34,6 +33,7 @@ from ember_kernels.rounding import (
     row_scale,
 )
 from ember_kernels.rounding import e4m3_bits as to_e4m3
+from ember_kernels.specialisation import Specialisation, device_capability
 from ember_kernels.split_k import (
     SPLIT,
     Config,

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import direct, next_power_of_2
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 
 MAX_SIZE = 16384
 BLOCKS = (256, 512, 1024, 2048, 4096, 8192, 16384)  # of groups

@@ -25,10 +25,10 @@ import torch
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.expert_blocks import ExpertBlocks, pairs_of_block, store_pairs
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.small_gemm import plain_sums
+from ember_kernels.specialisation import Specialisation, device_capability
 from ember_kernels.split_k import LARGE_SHARED
 
 # Below this number of tokens `gather_gemm` reads weights hardly more often than `grouped_gemm` and needs no sorting.

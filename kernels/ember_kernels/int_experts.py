@@ -14,11 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.expert_blocks import ExpertBlocks, pairs_of_block, store_pairs
 from ember_kernels.int_gemm import FORMS, check, int_restore_reference, int_sums
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation, device_capability
 from ember_kernels.split_k import LARGE_SHARED
 
 GATHER_BLOCK_N = 16

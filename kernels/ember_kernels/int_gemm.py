@@ -23,9 +23,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import INTERPRET, rounded
+from ember_kernels.specialisation import Specialisation, device_capability
 from ember_kernels.split_k import (
     SPLIT,
     Config,

@@ -19,10 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.attention import (
-    INTERPRET,
-    cache_tile,
-)
+from ember_kernels.attention import INTERPRET, cache_tile
 from ember_kernels.latent_cache import SIZES
 from ember_kernels.launch import next_power_of_2
 

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import direct, next_power_of_2
 from ember_kernels.rounding import LARGEST, e4m3_bits, has_conversion, rounded
+from ember_kernels.specialisation import Specialisation, device_capability
 
 BLOCK_HEADS = 16
 WARPS = 4

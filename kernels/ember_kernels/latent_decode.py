@@ -18,23 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.attention import (
-    LOG2_E,
-    NO_WINDOW,
-)
+from ember_kernels.attention import LOG2_E, NO_WINDOW
 from ember_kernels.attention_tables import config as decode_config
-from ember_kernels.compile import Specialisation, device_capability
-from ember_kernels.decode_plan import (
-    HEADER,
-    DecodePlan,
-    add_parts,
-    multiprocessors,
-    plan_decodes,
-    visible_tiles,
-)
+from ember_kernels.decode_plan import HEADER, DecodePlan, add_parts, multiprocessors, plan_decodes, visible_tiles
 from ember_kernels.latent_attention import as_stored, attend_tiles, check, head_group, kernel_sizes, variants
 from ember_kernels.latent_prefill import latent_prefill_reference
 from ember_kernels.launch import direct
+from ember_kernels.specialisation import Specialisation, device_capability
 
 MOST_HEADS = 16  # rows of a decode's tile: the least a tensor core takes
 PROGRAMS = 2  # of decodes for each multiprocessor

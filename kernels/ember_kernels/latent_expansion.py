@@ -25,9 +25,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.attention import INTERPRET, LOG2_E, STARTS_BLOCK, prompt_tile
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.latent_pieces import Piece
 from ember_kernels.launch import direct, next_power_of_2
+from ember_kernels.specialisation import Specialisation, device_capability
 
 
 @dataclass(frozen=True)

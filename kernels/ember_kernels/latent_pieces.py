@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.attention import INTERPRET, cache_tile
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.latent_attention import DTYPES, as_stored
 from ember_kernels.latent_cache import SIZES as LATENT_SIZES
 from ember_kernels.launch import cdiv, direct, next_power_of_2
+from ember_kernels.specialisation import Specialisation, device_capability
 
 GATHERED_ROWS = 16  # of one program
 SEQUENCES = 32  # that a program compares at once to find those of its rows

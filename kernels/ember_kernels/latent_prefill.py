@@ -14,15 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.attention import (
-    LOG2_E,
-    STARTS_BLOCK,
-    paged_attention_reference,
-    prompt_tile,
-)
-from ember_kernels.compile import Specialisation, device_capability
+from ember_kernels.attention import LOG2_E, STARTS_BLOCK, paged_attention_reference, prompt_tile
 from ember_kernels.latent_attention import as_stored, attend_tiles, check, head_group, kernel_sizes, variants
 from ember_kernels.launch import direct
+from ember_kernels.specialisation import Specialisation, device_capability
 
 
 @dataclass(frozen=True)

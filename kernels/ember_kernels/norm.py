@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import direct, next_power_of_2
 from ember_kernels.rounding import Rounded, e4m3_bits, has_conversion, rounded, row_scale
+from ember_kernels.specialisation import Specialisation
 
 MAX_HIDDEN = 16384
 # Warps by row length, the same on all architectures: the kernel mostly moves 16 bytes per thread.

@@ -40,9 +40,9 @@ from ember_kernels.attention import (
     score_factors,
 )
 from ember_kernels.attention_tables import ELEMENT_SIZES, variants
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.dense_attention import dense_attention, uses_dense
 from ember_kernels.launch import direct, next_power_of_2
+from ember_kernels.specialisation import Specialisation, device_capability
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rope_halves import (
@@ -38,6 +37,7 @@ from ember_kernels.rope_halves import (
     values_in_name,
 )
 from ember_kernels.rounding import LARGEST, e4m3_bits, has_conversion, rounded
+from ember_kernels.specialisation import Specialisation
 
 NOT_SPECIALISED = [*HALVES_NOT_SPECIALISED, "rotary_dim", "table_dim", "scale_stride"]
 

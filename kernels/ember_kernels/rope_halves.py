@@ -15,10 +15,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.early import wait_for_inputs
 from ember_kernels.launch import direct
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 
 BLOCK_DIMS = (64, 128, 256)
 MAX_HEAD_DIM = 512

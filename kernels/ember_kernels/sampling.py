@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, next_power_of_2
 from ember_kernels.sampling_kernels import (
     BINS,
@@ -35,6 +34,7 @@ from ember_kernels.sampling_kernels import (
     select_kernel,
 )
 from ember_kernels.sampling_keys import MAX_VOCABULARY
+from ember_kernels.specialisation import Specialisation
 
 # The same on all architectures: 16 bytes per thread where rows are streamed; `select` compares 16 pivots at once.
 BLOCK, WARPS = 1024, 4

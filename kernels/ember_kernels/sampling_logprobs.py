@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.sampling_keys import key_index, key_value, pack
+from ember_kernels.specialisation import Specialisation
 
 MAX_TOP = 20
 # The same on all architectures: a chunk is 16 values per thread; the largest tokens of a row's chunks fit one program.

@@ -24,8 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.attention import STARTS_BLOCK, prompt_tile
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct, next_power_of_2
+from ember_kernels.specialisation import Specialisation
 from ember_kernels.state_math import (
     RUNS,
     SELECTIVE_SIZES,

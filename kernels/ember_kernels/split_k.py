@@ -19,9 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 
 REDUCE_BLOCK = 256
 SPLITS = (1, 2, 4, 8, 16)

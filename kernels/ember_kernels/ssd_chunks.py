@@ -12,9 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ember_kernels.attention import STARTS_BLOCK, prompt_tile
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import direct, next_power_of_2
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 from ember_kernels.state_chunks import CHUNK, DTYPES, chunk_signature, pass_states, store_factors
 from ember_kernels.state_math import (
     INTERPRET,

@@ -23,20 +23,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import DTYPES as TYPES
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import rounded
-from ember_kernels.state_math import (
-    DELTA_SIZES,
-    RUNS,
-    SSD_SIZES,
-    check_runs,
-    dot,
-    load_state,
-    precision,
-    state_place,
-)
+from ember_kernels.specialisation import DTYPES as TYPES
+from ember_kernels.specialisation import Specialisation, device_capability
+from ember_kernels.state_math import DELTA_SIZES, RUNS, SSD_SIZES, check_runs, dot, load_state, precision, state_place
 
 DTYPES = {name: TYPES[name] for name in ("bf16", "fp16")}
 CHUNK = 64

@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 from ember_kernels.state_math import (
     DELTA_SIZES,
     EPS,

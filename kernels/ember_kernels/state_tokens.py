@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct
 from ember_kernels.rounding import rounded
+from ember_kernels.specialisation import Specialisation
 from ember_kernels.state_math import EPS, RUNS, check_runs, delta_sizes, load_state, ssd_sizes, state_place
 from ember_kernels.state_step import BLOCK_V, WARPS, delta_token, recurrences, ssd_token, tile
 

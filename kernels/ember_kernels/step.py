@@ -38,8 +38,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ember_kernels.compile import Specialisation
 from ember_kernels.launch import cdiv, direct
+from ember_kernels.specialisation import Specialisation
 from ember_kernels.step_update import ENTRY, HEADER, RECORD_HEADER, SAMPLING_FIELDS
 
 BATCH_BLOCK = 512

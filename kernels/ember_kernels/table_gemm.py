@@ -22,10 +22,10 @@ import triton
 import triton.language as tl
 
 from ember_kernels.attention import e4m3_bits
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.float8_gemm import LEAST_ROWS, MAX_ROWS
 from ember_kernels.launch import cdiv, direct, next_power_of_2
 from ember_kernels.rounding import INTERPRET, rounded
+from ember_kernels.specialisation import Specialisation, device_capability
 from ember_kernels.split_k import (
     SPLIT,
     Config,

@@ -22,10 +22,10 @@ import triton.language as tl
 
 from ember_kernels.attention import INTERPRET, LOG2_E, MAX_HEAD_DIM, NO_WINDOW, STARTS_BLOCK, prompt_tile, score_factors
 from ember_kernels.attention_tables import ELEMENT_SIZES
-from ember_kernels.compile import Specialisation, device_capability
 from ember_kernels.launch import direct, next_power_of_2
 from ember_kernels.prefill_attention import Config
 from ember_kernels.prefill_attention import config as prefill_config
+from ember_kernels.specialisation import Specialisation, device_capability
 
 HEAD_DIMS = (32, 64, 96, 128, 256)  # of the published encoders
 BIASED_HEAD_DIMS = (64,)

@@ -13,8 +13,8 @@ import torch
 
 pytest.importorskip("triton")
 from ember_kernels import dense_attention
-from ember_kernels.compile import device_capability
 from ember_kernels.prefill_attention import config, prefill_attention, prefill_attention_reference
+from ember_kernels.specialisation import device_capability
 
 NAN = float("nan")
 

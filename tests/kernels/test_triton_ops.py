@@ -14,9 +14,9 @@ from ember.engine.operators import triton_expansion, triton_ops
 from ember.engine.operators.choose import choose
 from ember.engine.operators.triton_linear import MODULES
 from ember.wire import Generate
-from ember_kernels.compile import device_capability
 from ember_kernels.latent_pieces import upload_pieces
 from ember_kernels.small_gemm import small_gemm
+from ember_kernels.specialisation import device_capability
 from tests.engine_core.inline import greedy, make_engine, run, tokens
 from tests.engine_models.paged import Paged
 from tests.engine_models.test_parity import assert_same, load, reference

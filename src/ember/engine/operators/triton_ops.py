@@ -50,10 +50,10 @@ from ember.engine.operators.triton_linear import multiply
 from ember.engine.operators.triton_rounded import RoundedOutputs
 from ember.engine.operators.triton_step import MAX_REUSED_TOKENS, Chunks, Decodes, TritonStep
 from ember_kernels.activation import activation
-from ember_kernels.compile import device_capability
 from ember_kernels.launch import Launches
 from ember_kernels.norm import layer_norm, rms_norm
 from ember_kernels.small_gemm import MAX_ROWS, MEASURED_GAINS, small_gemm, uses_small_gemm
+from ember_kernels.specialisation import device_capability
 
 if TYPE_CHECKING:
     from ember.engine.operators.triton_latent import Latents
