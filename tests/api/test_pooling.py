@@ -25,7 +25,7 @@ from ember.front.api.pooling.vectors import SIZES, as_bytes
 from ember.front.api.routes import ROUTER
 from ember.front.errors import ApiError
 from ember.front.link.pooling import PoolOptions, PoolText
-from ember.front.text.sentence_files import SentenceFiles
+from ember.front.text.sentence_files import PairForm, SentenceFiles
 from ember.front.worker.handler import Handling, ThisLoop, make_handler
 from ember.wire import Pooled
 from tests.api.fakes import ASSISTANT, BOS, MAX_MODEL_LEN, USER, VOCAB_SIZE, Deployment
@@ -328,6 +328,18 @@ def test_pairs_of_a_cross_encoder(reranker: Deployment) -> None:
     reranker.services.sentences = SentenceFiles({"query": "rank"}, "query")
     ask(reranker, RERANK, {"query": "q", "documents": ["d"]})
     assert texts(reranker) == [f"{BOS}rank|q|d"]
+
+
+def test_a_template_of_messages_has_its_own_special_tokens(
+    reranker: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "{% for message in messages if message.role in ('query', 'document') %}{{ message.content }}|{% endfor %}"
+    monkeypatch.setattr(reranker.tokenizer, "chat_template", source)
+    for pairs, custom, start in ((None, None, BOS), (PairForm(), None, ""), (PairForm(), source, BOS)):
+        reranker.services.sentences = SentenceFiles(pairs=pairs)
+        reranker.services.settings.custom_chat_template = custom
+        ask(reranker, RERANK, {"query": "q", "documents": ["d"]})
+        assert texts(reranker) == [f"{start}q|d|"]
 
 
 def test_tokens_that_the_model_lacks(reranker: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from ember.front.text.sentence_files import PairForm
 from ember.front.text.template import ChatTemplate
 from ember.front.text.tokenizer import Tokenizer
 
@@ -40,15 +41,30 @@ def score_template(tokenizer: Tokenizer, custom: str | None, architecture: str) 
 
 
 def render_pair(
-    template: ChatTemplate, query: str, document: str, instruction: str | None, variables: Mapping[str, Any]
+    template: ChatTemplate,
+    query: str,
+    document: str,
+    instruction: str | None,
+    variables: Mapping[str, Any],
+    form: PairForm | None = None,
 ) -> str:
-    """The prompt of a pair. Raises TemplateError, and TypeError for a variable of a reserved name."""
-    messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+    """The prompt of a pair. `form`: what the model's files say of it.
+
+    Raises TemplateError, and TypeError for a variable of a reserved name.
+    """
+    saved = {"add_generation_prompt": True} if form is None else {"add_generation_prompt": False, **form.variables}
+    variables = {**saved, **variables}
+    texts = [("query", query), ("document", document)]
     if instruction is not None:
         variables = {**variables, "instruction": instruction}
         if _SYSTEM.search(template.source):
-            messages.append({"role": "system", "content": instruction})  # last, as some templates count messages
-    return template.render(messages, add_generation_prompt=True, **variables)
+            # Without a form it is last, as some templates count messages.
+            texts.insert(2 if form is None else 0, ("system", instruction))
+    is_structured = form is not None and form.is_structured
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}] if is_structured else text} for role, text in texts
+    ]
+    return template.render(messages, **variables)
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""What the files of sentence-transformers say about texts: named prompts, and lower case.
+"""What the files of sentence-transformers say about texts: named prompts, lower case, and how pairs become prompts.
 
 Prompts are texts such as "query: " that a model wants before its input. They are in config_sentence_transformers.json.
 """
@@ -6,8 +6,10 @@ Prompts are texts such as "query: " that a model wants before its input. They ar
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ember import untrusted_json
 from ember.regular_file import MAX_JSON_BYTES
@@ -21,12 +23,21 @@ TEXT_FILE = "sentence_bert_config.json"
 
 
 @dataclass(frozen=True, slots=True)
+class PairForm:
+    """How a reranker's files want a query and a document as the messages of its chat template."""
+
+    is_structured: bool = False  # whether a content is a list of parts
+    variables: Mapping[str, Any] = field(default_factory=dict)  # of the template
+
+
+@dataclass(frozen=True, slots=True)
 class SentenceFiles:
     """The part of the files that concerns the text of a request."""
 
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None  # of a request that names none
     lower_case: bool = False  # whether texts are lower-cased before they are tokenised
+    pairs: PairForm | None = None  # None: the files do not say that pairs are messages
 
     def prompt(self, name: str | None) -> str:
         """The text of a named prompt, which must exist, or of the default one."""
@@ -45,10 +56,22 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
         if default is not None:
             log.warning("default_prompt_name of %s names none of its prompts and is ignored", PROMPTS_FILE)
         default = None
-    return SentenceFiles(prompts, default, _read(directory / TEXT_FILE).get("do_lower_case") is True)
+    text = _read(directory / TEXT_FILE)
+    return SentenceFiles(prompts, default, text.get("do_lower_case") is True, _pair_form(text))
 
 
-def _read(path: Path) -> dict[str, object]:
+def _pair_form(text: Mapping[str, Any]) -> PairForm | None:
+    """The form of pairs that the file of the module Transformer describes, in the newer releases."""
+    modes = text.get("modality_config")
+    message = modes.get("message") if isinstance(modes, dict) else None
+    if not isinstance(message, dict):
+        return None
+    given = text.get("processing_kwargs")
+    variables = given.get("chat_template") if isinstance(given, dict) else None
+    return PairForm(message.get("format") == "structured", variables if isinstance(variables, dict) else {})
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir():  # a GGUF file
         return {}
     try:

@@ -147,13 +147,14 @@ def _rendered(
 ) -> list[PoolText]:
     queries = _cut_texts(queries, limits.query_tokens, services, limits.whole, limits.names[0])
     variables = request.chat_template_kwargs or {}
+    form = services.sentences.pairs if services.settings.custom_chat_template is None else None
     instruction = request.instruction
     if instruction is None and "instruction" not in variables:
         instruction = services.sentences.prompt(None) or None  # of the model's files
 
     def rendered(query: str, document: str) -> str:
         try:
-            return render_pair(template, query, document, instruction, variables)
+            return render_pair(template, query, document, instruction, variables, form)
         except TypeError:
             message = "chat_template_kwargs has a name that is reserved, such as messages."
             raise bad_request(message, "chat_template_kwargs") from None
@@ -169,7 +170,7 @@ def _rendered(
     for position, document in enumerate(documents):
         texts.append(rendered(queries[0] if len(queries) == 1 else queries[position], document))
     bos = services.tokenizer.special_tokens.get("bos_token")
-    has_special = bos is not None and texts[0].startswith(bos)
+    has_special = form is not None or (bos is not None and texts[0].startswith(bos))
     return text_tokens(texts, services, limits.whole, not has_special, limits.names[1])
 
 
