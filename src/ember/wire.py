@@ -280,6 +280,7 @@ class SequenceOutput(Struct, array_like=True, frozen=True):
     error_param: str | None = None  # with an error that is the request's own: the field at fault (a 400)
     queue_seconds: float = 0.0  # with the first tokens: from its arrival in the engine to its first step
     pooled: Pooled | None = None  # of a `Pool` request; it has no tokens, and its finish_reason is stop
+    num_preemptions: int = 0  # of the sample up to now
 
 
 class Stats(Struct, tag="stats", frozen=True):

@@ -34,6 +34,7 @@ vllm:request_decode_time_seconds_sum vllm:request_inference_time_seconds_bucket 
 vllm:request_generation_tokens_bucket vllm:request_max_num_generation_tokens_bucket vllm:iteration_tokens_total_count
 vllm:gpu_cache_usage_perc vllm:time_per_output_token_seconds_sum vllm:num_requests_swapped
 vllm:prefix_cache_queries_total vllm:prefix_cache_hits_total vllm:num_preemptions_total vllm:cache_config_info
+vllm:num_requests_waiting_by_reason vllm:request_num_preemptions_bucket
 """
 STATS = wire.Stats(
     num_running=2,
@@ -85,6 +86,9 @@ def test_names_of_the_dashboards(deployment: Deployment) -> None:
     assert value(samples, "vllm:iteration_tokens_total_bucket", le="8.0") == 3
     assert value(samples, "vllm:iteration_tokens_total_sum") == 70
     assert value(samples, "vllm:cache_config_info", block_size="16", num_gpu_blocks="64") == 1
+    assert value(samples, "vllm:cache_config_info", kv_cache_size_tokens="1024", kv_cache_max_concurrency="4.0") == 1
+    assert value(samples, "vllm:num_requests_waiting_by_reason", reason="capacity") == 1
+    assert value(samples, "vllm:num_requests_waiting_by_reason", reason="deferred") == 0
     for reason in ("stop", "length", "abort", "error", "repetition"):
         assert value(samples, "vllm:request_success_total", finished_reason=reason) == 0
 
@@ -122,6 +126,16 @@ def test_requests_are_counted(deployment: Deployment) -> None:
     assert value(samples, "http_requests_total", handler="none", method="GET", status="4xx") == 1
     largest = [float(sample.labels["le"]) for sample in samples["vllm:request_prompt_tokens_bucket"]]
     assert largest[-2] == 500  # the bucket that holds the longest context of 256, and none beyond
+
+
+def test_preemptions_are_counted_for_each_sample(deployment: Deployment) -> None:
+    outputs = [wire.SequenceOutput(1, 0, [5]), wire.SequenceOutput(1, 0, [6], "length", num_preemptions=2)]
+    deployment.engine.script = lambda prompt, sampling: [[output] for output in outputs]
+    deployment.chat()
+    samples = read(deployment)
+    assert value(samples, "vllm:request_num_preemptions_sum") == 2
+    assert value(samples, "vllm:request_num_preemptions_bucket", le="1.0") == 0
+    assert value(samples, "vllm:request_num_preemptions_bucket", le="2.0") == 1
 
 
 def test_times(deployment: Deployment) -> None:

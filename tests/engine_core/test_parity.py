@@ -91,8 +91,10 @@ def test_forced_preemption(case, caching):
     max_model_len = max(LENGTHS) + NUM_OUTPUT
     num_blocks = 6 + -(-max_model_len // 8)
     engine = make_engine(directory, num_blocks=num_blocks, max_model_len=max_model_len, enable_prefix_caching=caching)
-    assert answers(engine, prompts) == expected
+    outputs = run(engine, requests(prompts))
+    assert [tokens(outputs[i, 0]) for i in range(len(prompts))] == expected
     stats = engine.stats()
+    assert sum(made[-1].num_preemptions for made in outputs.values()) == stats.num_preemptions
     if None in load_config(directory).windows():  # otherwise pages that a window left may be enough
         assert stats.num_preemptions > 0
     assert stats.num_free_blocks == stats.num_blocks == num_blocks

@@ -164,6 +164,7 @@ def test_the_newest_is_preempted_and_comes_back():
     assert run_step(s) == {1: 1, 2: 1}  # both pages are full now
     assert run_step(s) == {1: 1}  # the old one took the new one's pages
     assert s.counters.num_preemptions == 1 and s.waiting == [new] and new.num_computed_tokens == 0
+    assert (old.num_preemptions, new.num_preemptions) == (0, 1)
     s.remove(old)
     assert run_step(s) == {2: 9}
 

@@ -45,6 +45,7 @@ class Metrics:
     prompt_tokens: Histogram = field(default_factory=_tokens)
     generation_tokens: Histogram = field(default_factory=_tokens)
     max_tokens: Histogram = field(default_factory=_tokens)
+    preemptions: Histogram = field(default_factory=lambda: Histogram((1, 2, 3, 4, 5, 10, 20)))
     n: Histogram = field(default_factory=lambda: Histogram((1, 2, 5, 10, 20)))
     in_flight: int = 0  # requests in the engine, or about to be submitted
     waiting: int = 0  # requests in front of an engine that is paused, asleep or being restarted

@@ -44,6 +44,7 @@ def append(
         num_cached_tokens=max(sequence.num_cached_tokens, 0) if is_first else 0,
         prompt_logprobs=sequence.scored_prompt if is_first else None,
         queue_seconds=sequence.admitted - sequence.arrived if is_first else 0.0,
+        num_preemptions=sequence.num_preemptions,
     )
 
 

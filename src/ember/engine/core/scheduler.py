@@ -228,6 +228,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.blocks.free(sequence)
         self.counters.num_preemptions += 1
+        sequence.num_preemptions += 1
         if sequence.wants_prompt_logprobs and not sequence.is_prefilled:
             sequence.prompt_logprobs = None
         self.add(sequence)

@@ -31,6 +31,7 @@ class Sequence:
     salt: bytes  # root of the prefix hash chain
     arrived: float = field(default_factory=time.monotonic)
     admitted: float = 0.0  # time of its first step, on the same clock
+    num_preemptions: int = 0
     max_num_tokens: int = sys.maxsize  # of prompt and output, at which it ends by length
     leader: Sequence | None = None  # the sample that computes the shared prompt
     # The pages of each cache group, in tables of equal length, which are read as buffers when the batch is built. Each

@@ -10,10 +10,11 @@ from ember.front.metrics import Metrics
 class Clock:
     """The times at which the tokens of one sample arrived, from `time.monotonic()`."""
 
-    __slots__ = ("first", "gaps", "last", "queue")
+    __slots__ = ("first", "gaps", "last", "num_preemptions", "queue")
 
     def __init__(self) -> None:
         self.queue = 0.0  # seconds in the engine before its first step
+        self.num_preemptions = 0
         self.first: float | None = None
         self.last = 0.0
         self.gaps = array("d")  # seconds before each token after the first

@@ -66,6 +66,7 @@ class Meter:
         metrics.prompt_tokens.observe(num_prompt_tokens)
         metrics.generation_tokens.observe(num_tokens)
         metrics.whole.observe(now - self._arrived)
+        metrics.preemptions.observe(clock.num_preemptions)
         if clock.first is None:
             return
         metrics.first_token.observe(clock.first - self._arrived)

@@ -53,6 +53,14 @@ class _Page(Collector):
         yield self._gauge("ember_engine_up", "1 while the engine answers requests.", float(self._stats is not None))
         yield self._sleep()
         in_engine = 0 if self._stats is None else self._stats.num_waiting
+        reasons = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason",
+            "Those of vllm:num_requests_waiting that wait for the batch (capacity) or for the engine (deferred).",
+            labels=[*self._labels, "reason"],
+        )
+        for reason, count in (("capacity", in_engine), ("deferred", metrics.waiting)):
+            reasons.add_metric([*self._labels.values(), reason], count)
+        yield reasons
         yield self._gauge(
             "vllm:num_requests_waiting",
             "Samples that wait for the batch, and requests that wait for a paused, sleeping or restarting engine.",
@@ -101,6 +109,8 @@ class _Page(Collector):
             "enable_prefix_caching": settings.enable_prefix_caching,
             "cache_dtype": settings.kv_cache_dtype,
             "device": info.device,
+            "kv_cache_size_tokens": info.num_blocks * info.block_size,
+            "kv_cache_max_concurrency": round(info.num_blocks * info.block_size / info.max_model_len, 2),
         }
         labels = {**{name: str(value) for name, value in config.items()}, "engine": "0"}
         cache = GaugeMetricFamily("vllm:cache_config_info", "1; the KV cache as labels.", labels=list(labels))
@@ -152,6 +162,9 @@ class _Page(Collector):
         ):
             yield self._histogram(f"vllm:{name}", text, histogram, longest)
         yield self._histogram("vllm:request_params_n", "n of the request.", metrics.n)
+        yield self._histogram(
+            "vllm:request_num_preemptions", "How often a sample lost its pages for a while.", metrics.preemptions
+        )
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=list(self._labels))

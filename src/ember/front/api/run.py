@@ -73,6 +73,7 @@ class Run:
             if not was_over and output.token_ids:
                 gained[sample] = gained.get(sample, 0) + len(output.token_ids)
                 self.clocks[sample].queue = max(self.clocks[sample].queue, output.queue_seconds)
+                self.clocks[sample].num_preemptions = output.num_preemptions
             piece = pieces.get(output.index)
             if piece is None and not was_over:
                 piece = pieces[output.index] = Piece(sample.choice)
