@@ -98,6 +98,21 @@ def test_other_dialects_render_the_chat_that_they_are(deployment: Deployment) ->
     assert post(deployment, "/v1/responses/render", {"input": "hi"})["token_ids"] == token_ids
 
 
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_where_the_tokens_of_a_prompt_are(deployment: Deployment, side: str | None) -> None:
+    cut = {} if side is None else {"truncate_prompt_tokens": 4, "truncation_side": side}
+    text = "é 🦜 there"
+    body = {"prompt": [text, "b"], "return_token_offsets": True, **cut}
+    first, second = post(deployment, f"{COMPLETIONS}/render", body)
+    assert len(first["token_offsets"]) == len(first["token_ids"])
+    assert second["token_offsets"] == [[0, 1]]
+    (begin, _), (_, end) = first["token_offsets"][0], first["token_offsets"][-1]
+    assert (begin == 0, end == len(text)) == (side != "left", side != "right")
+    chat = post(deployment, f"{CHAT}/render", {"messages": USER, "return_token_offsets": True})
+    assert len(chat["token_offsets"]) == len(chat["token_ids"])
+    assert post(deployment, f"{CHAT}/render", {"messages": USER})["token_offsets"] is None
+
+
 def test_they_are_off_unless_set(deploy: Any) -> None:
     off = deploy()
     for path in (f"{CHAT}/render", f"{COMPLETIONS}/derender", GENERATE):
@@ -130,9 +145,17 @@ BAD = [
     (GENERATE, {"token_ids": [1], "sampling_params": {"temperature": 3}}, "sampling_params.temperature", "[0, 2]"),
     (GENERATE, {"token_ids": [1], "sampling_params": {"n": "many"}}, "sampling_params.n", "valid integer"),
     (GENERATE, {"token_ids": [1], "sampling_params": {}, "features": {}}, "features", "not supported"),
+    (GENERATE, {"token_ids": [1], "sampling_params": {"max_tokens": 4096}}, "sampling_params.max_tokens", "most 4095"),
+    (GENERATE, {"token_ids": [1], "sampling_params": {"max_tokens": 2**64}}, "sampling_params.max_tokens", ""),
+    (GENERATE, {"token_ids": [1], "sampling_params": {"detokenize": False, "stop": "x"}}, "sampling_params.stop", ""),
+    (
+        GENERATE,
+        {"token_ids": [1], "sampling_params": {"detokenize": False}, "output_mode": "text"},
+        "output_mode",
+        "needs the text",
+    ),
     (GENERATE, {"token_ids": [1], "sampling_params": {}, "output_mode": "x"}, "body.output_mode", "'tokens'"),
     (f"{CHAT}/derender", {"generate_response": GENERATED}, "chat_request", "is required"),
-    (f"{CHAT}/derender", {"generate_response": GENERATED, "stream": True}, "stream", "must be false"),
     (f"{CHAT}/derender", {"generate_response": {"choices": []}}, "body.generate_response.choices", "at least 1"),
     (
         f"{CHAT}/derender",

@@ -53,14 +53,14 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], num_top: int, names: TokenNa
             top = top[:num_top]
         content.append(
             {
-                **_chat_entry(entry.token_id, entry.logprob, names),
-                "top_logprobs": [_chat_entry(token_id, logprob, names) for token_id, logprob in top],
+                **logprob_entry(entry.token_id, entry.logprob, names),
+                "top_logprobs": [logprob_entry(token_id, logprob, names) for token_id, logprob in top],
             }
         )
     return {"content": content}
 
 
-def _chat_entry(token_id: int, logprob: float, names: TokenNames) -> dict[str, Any]:
+def logprob_entry(token_id: int, logprob: float, names: TokenNames) -> dict[str, Any]:
     return {"token": names.name(token_id), "logprob": finite(logprob), "bytes": names.bytes(token_id)}
 
 

@@ -147,6 +147,7 @@ class GenerationRequest(OpenModel):
     spaces_between_special_tokens: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
+    return_token_offsets: bool | None = None
     # the prompt
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: Annotated[Int64, Field(ge=-1)] | None = None

@@ -154,6 +154,15 @@ class Tokenizer:
             whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             return self._encode(whole, add_special_tokens)
 
+    def offsets(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int]]:
+        """Where each token of `encode` begins and ends in the text, in characters. A special token that was added has
+        no width."""
+        try:
+            found = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        except BaseException as error:
+            raise unless_panic(error) from None
+        return list(found.offsets)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts without the special tokens around them, on several cores. The GIL is released."""
         try:

@@ -8,7 +8,9 @@ from pydantic import RootModel
 
 from ember.front.api.answers import (
     AnswerModel,
+    ChatCompletionChunk,
     ChatLogprobs,
+    CompletionChunk,
     FinishReason,
     PromptLogprobs,
     RequestTimes,
@@ -48,7 +50,7 @@ class RenderedSampling(AnswerModel):
 class Rendered(AnswerModel):
     request_id: str
     token_ids: list[int]
-    token_offsets: None
+    token_offsets: list[tuple[int, int]] | None
     features: None
     sampling_params: RenderedSampling
     model: str | None
@@ -108,6 +110,23 @@ class TokensChunk(AnswerModel):
     choices: list[TokensChoice]
     usage: Usage | None = None
     prompt_token_ids: list[int] | None = None
+
+
+class DerenderState(AnswerModel):
+    request_id: str | None
+    has_begun: bool
+    output_token_ids: list[int]
+    tool_call_ids: list[str]
+
+
+class DerenderedChatChunk(AnswerModel):
+    chunk: ChatCompletionChunk
+    stream_state: DerenderState
+
+
+class DerenderedCompletionChunk(AnswerModel):
+    chunk: CompletionChunk
+    stream_state: DerenderState
 
 
 class LabelScore(AnswerModel):

@@ -34,6 +34,8 @@ async def generate_tokens(services: Services, raw_request: Request) -> Response 
     for name in _NOT_HERE:
         if getattr(request, name) is not None:
             raise bad_request(f"`{name}` is not supported: prompts are token ids of text.", name)
+    if request.sampling_params.get("detokenize") is False:
+        _check_without_text(request)
     call, options = await _open(services, raw_request, request)
     if request.stream:
         return EventStream(await start_stream(call, _Chunks(call, request, options)), call.headers)
@@ -81,9 +83,25 @@ async def _open(services: Services, raw_request: Request, request: TokensRequest
         elif name.partition(".")[0] in given:
             error.param = _PLACE + name
         raise
+    if "max_tokens" in request.sampling_params and options.max_tokens is not None:
+        most = info.max_model_len - len(request.token_ids)
+        if options.max_tokens > most:
+            message = f"max_tokens must be at most {most}, max_model_len={info.max_model_len} without the "
+            message += f"{len(request.token_ids)} tokens of the prompt, got {options.max_tokens}."
+            raise bad_request(message, f"{_PLACE}max_tokens")
     if request.request_id is not None:
         call.id = request.request_id  # as it came, which is also its name in the next step
     return call, options
+
+
+def _check_without_text(request: TokensRequest) -> None:
+    """Raises ApiError 400 for what needs the text of the output."""
+    if request.sampling_params.get("stop"):
+        message = "`sampling_params.stop` needs the text of the output: leave out `detokenize`, which is false."
+        raise bad_request(message, f"{_PLACE}stop")
+    if request.output_mode == "text":
+        message = "`output_mode` 'text' needs the text of the output: leave out `detokenize`, which is false."
+        raise bad_request(message, "output_mode")
 
 
 def _choice(piece: Piece, call: ApiCall, request: TokensRequest, options: CompletionRequest) -> dict[str, Any]:

@@ -3,6 +3,7 @@ sampling parameters that a request would be run with, without running it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from ember.front.api.responses.translate import FIELD_NAMES as RESPONSES_NAMES
 from ember.front.api.responses.translate import chat_body as responses_chat_body
 from ember.front.api.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from ember.front.api.services import Services
+from ember.front.api.threads import in_thread
 from ember.front.errors import bad_request
 from ember.wire import Grammar, SamplingParams
 
@@ -40,7 +42,12 @@ async def render_chat(services: Services, raw_request: Request) -> Response:
     services.check_model(request.model)
     _check(request)
     call = await open_chat(services, raw_request, request, "chatcmpl-")
-    return Response(200, _rendered(call, request, "chatcmpl-")[0], call.headers)
+    (rendered,) = _rendered(call, request, "chatcmpl-")
+    text = call.specs[0].prompt.text
+    if request.return_token_offsets and text is not None:
+        args = (text, request.add_special_tokens is True, rendered["token_ids"])
+        rendered["token_offsets"] = await in_thread(request, _offsets, services, *args)
+    return Response(200, rendered, call.headers)
 
 
 async def render_completion(services: Services, raw_request: Request) -> Response:
@@ -49,7 +56,14 @@ async def render_completion(services: Services, raw_request: Request) -> Respons
     services.check_model(request.model)
     _check(request)
     call = await open_completion(services, raw_request, request)
-    return Response(200, _rendered(call, request, "cmpl-"), call.headers)
+    rendered = _rendered(call, request, "cmpl-")
+    texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt or []
+    if request.return_token_offsets:
+        for text, entry in zip(texts, rendered, strict=False):
+            if isinstance(text, str):
+                args = (text, request.add_special_tokens is not False, entry["token_ids"])
+                entry["token_offsets"] = await in_thread(request, _offsets, services, *args)
+    return Response(200, rendered, call.headers)
 
 
 async def render_message(services: Services, raw_request: Request) -> Response:
@@ -73,7 +87,7 @@ async def render_response(services: Services, raw_request: Request) -> Response:
     with RESPONSES_NAMES.in_errors():
         request = await parse_body(ChatRequest, body)
         call = await open_chat(services, raw_request, request, "resp_", ignored)
-    return Response(200, _rendered(call, request, "resp-")[0], call.headers)
+    return Response(200, _rendered(call, request, "resp_")[0], call.headers)
 
 
 def _check(request: GenerationRequest) -> None:
@@ -100,6 +114,22 @@ def _rendered(call: ApiCall, request: GenerationRequest, prefix: str) -> list[di
         }
         for spec in call.specs
     ]
+
+
+def _offsets(
+    services: Services, text: str, add_special_tokens: bool, token_ids: Sequence[int]
+) -> list[tuple[int, int]] | None:
+    """Where the tokens of a prompt are in its text. None where they are not all of the text's, nor its first or last
+    ones."""
+    tokenizer = services.tokenizer
+    all_ids = tokenizer.encode(text, add_special_tokens)
+    offsets = tokenizer.offsets(text, add_special_tokens)
+    count = len(token_ids)
+    if len(offsets) != len(all_ids) or not count:
+        return None
+    if list(token_ids) == all_ids[-count:]:
+        return offsets[-count:]
+    return offsets[:count] if list(token_ids) == all_ids[:count] else None
 
 
 def _sampling(call: ApiCall, sampling: SamplingParams, request: GenerationRequest) -> dict[str, Any]:

@@ -67,8 +67,8 @@ SCALE_OUT_ROUTES = (
         "derender.derender_chat",
         Description(
             summary="The answer of a chat from its token ids",
-            body=("DerenderChatRequest",),
-            answer=("ChatCompletion",),
+            body=("DerenderChatRequest", "DerenderChatChunkRequest"),
+            answer=("ChatCompletion", "DerenderedChatChunk"),
             errors=(403,),
         ),
     ),
@@ -77,8 +77,8 @@ SCALE_OUT_ROUTES = (
         "derender.derender_completion",
         Description(
             summary="The answer of a completion from its token ids",
-            body=("DerenderCompletionRequest",),
-            answer=("Completion",),
+            body=("DerenderCompletionRequest", "DerenderCompletionChunkRequest"),
+            answer=("Completion", "DerenderedCompletionChunk"),
             errors=(403,),
         ),
     ),

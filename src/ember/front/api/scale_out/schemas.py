@@ -40,6 +40,14 @@ class TokensRequest(OpenModel):
     ec_transfer_params: Any = None
 
 
+def _with_id(given: Any) -> Any:
+    """An entry that has its token as `token_id:123`, as answers of chats may have it, with that number as its id."""
+    token = given.get("token") if isinstance(given, dict) and "token_id" not in given else None
+    if isinstance(token, str) and (number := token.removeprefix("token_id:")) != token and number.isdecimal():
+        return {**given, "token_id": number[:12]}
+    return given
+
+
 class IdLogprob(OpenModel):
     token_id: Count
     logprob: float
@@ -47,11 +55,16 @@ class IdLogprob(OpenModel):
 
 
 class IdLogprobAtPosition(IdLogprob):
-    top_logprobs: Items[IdLogprob] | None = None
+    top_logprobs: Items[Annotated[IdLogprob, BeforeValidator(_with_id)]] | None = None
 
 
 class IdLogprobs(OpenModel):
-    content: Annotated[list[IdLogprobAtPosition], Field(max_length=2**17, fail_fast=True)] | None = None
+    content: (
+        Annotated[
+            list[Annotated[IdLogprobAtPosition, BeforeValidator(_with_id)]], Field(max_length=2**17, fail_fast=True)
+        ]
+        | None
+    ) = None
 
 
 class GeneratedChoice(OpenModel):
@@ -68,6 +81,32 @@ class Generated(OpenModel):
     output_mode: Literal["tokens"] = "tokens"
     choices: Annotated[list[GeneratedChoice], Field(min_length=1, max_length=1024, fail_fast=True)]
     prompt_token_ids: TokenIds | None = None
+    prompt_logprobs: Items[dict[str, Any] | None] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    ec_transfer_params: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+
+
+class GeneratedPart(GeneratedChoice):
+    finish_reason: Literal["stop", "length", "abort", "error", "repetition", "tool_calls"] | None = None
+
+
+class GeneratedChunk(OpenModel):
+    """A chunk of a stream of /inference/v1/generate in its mode `tokens`."""
+
+    request_id: str | None = None
+    output_mode: Literal["tokens"] = "tokens"
+    choices: Annotated[list[GeneratedPart], Field(max_length=1024, fail_fast=True)] = Field(default_factory=list)
+    usage: dict[str, Any] | None = None
+
+
+class StreamState(OpenModel):
+    """What a stream has had before a chunk. A client sends back what it got with the last one."""
+
+    request_id: str | None = None
+    has_begun: bool = False
+    output_token_ids: TokenIds = Field(default_factory=list)
+    tool_call_ids: Items[str] = Field(default_factory=list)
 
 
 class DerenderChatRequest(OpenModel):
@@ -89,4 +128,25 @@ class DerenderCompletionRequest(OpenModel):
     generate_responses: Annotated[list[Generated], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     prompt_tokens: Annotated[list[Count], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
     prompt_token_ids: Annotated[list[TokenIds | None], Field(max_length=MAX_PROMPTS, fail_fast=True)] | None = None
+    completion_request: CompletionRequest | None = None
+
+
+class _DerenderChunk(OpenModel):
+    model: str | None = None
+    stream: Literal[True]
+    generate_chunk: GeneratedChunk
+    stream_state: StreamState | None = None
+    prompt_tokens: Count | None = None
+    prompt_token_ids: TokenIds | None = None
+
+
+class DerenderChatChunkRequest(_DerenderChunk):
+    """POST /v1/chat/completions/derender with `stream`."""
+
+    chat_request: ChatRequest | None = None
+
+
+class DerenderCompletionChunkRequest(_DerenderChunk):
+    """POST /v1/completions/derender with `stream`."""
+
     completion_request: CompletionRequest | None = None
