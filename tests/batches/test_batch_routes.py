@@ -50,7 +50,9 @@ def test_files_and_batches_as_the_sdk_uses_them(tmp_path: Path) -> None:
             (2, "mismatched_endpoint"),
         ]
         options: Any = {"endpoint": "/v1/completions", "completion_window": "24h", "metadata": {"run": "1"}}
-        batch = client.batches.create(input_file_id=file.id, **options)
+        raw = client.batches.with_raw_response.create(input_file_id=file.id, **options, extra_body={"priority": 1})
+        batch = raw.parse()
+        assert raw.headers["X-Ember-Ignored-Fields"] == "priority"
         assert batch.status == "validating" and batch.output_file_id is None
         for call, status, message in (
             (lambda: client.files.create(file=b"x", purpose="vision"), 400, "purpose must be 'batch'"),

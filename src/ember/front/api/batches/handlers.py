@@ -10,7 +10,7 @@ from ember.front.api.batches.local import batch_route
 from ember.front.api.batches.manager import batches_of
 from ember.front.api.batches.schemas import BatchCreateRequest
 from ember.front.api.batches.store import FINAL, Record, page, public
-from ember.front.api.body import parse_body, shown
+from ember.front.api.body import IGNORED_FIELDS_HEADER, ignored_fields, parse_body, shown
 from ember.front.api.exchange import Request, Response, UploadedFile, new_id
 from ember.front.api.query import check_query, whole_number
 from ember.front.api.router import check_task
@@ -118,7 +118,8 @@ async def create_batch(services: Services, raw_request: Request) -> Response:
     }
     batches.store.put_batch(batch)
     batches.start(batch)
-    return Response(200, public(batch))
+    ignored = ignored_fields(request)
+    return Response(200, public(batch), {IGNORED_FIELDS_HEADER: ", ".join(ignored)} if ignored else {})
 
 
 async def list_batches(services: Services, raw_request: Request) -> Response:
