@@ -145,6 +145,8 @@ def test_the_tokenizer_makes_the_prompts_of_chats(llm: LLM) -> None:
     long = [7] * 200
     assert [llm.generate(long, GREEDY)[0].num_cached_tokens > 0 for _ in range(2)][1] and llm.reset_prefix_cache()
     assert llm.generate(long, GREEDY)[0].num_cached_tokens == 0
+    salted = [TokensPrompt(prompt_token_ids=long, cache_salt=each) for each in ("a", "b", "a")]
+    assert [llm.generate(each, GREEDY)[0].num_cached_tokens > 0 for each in salted] == [False, False, True]
     wrong_calls: list[tuple[Any, type[Exception]]] = [
         (lambda: tokenizer.encode(wrong), TypeError),
         (lambda: tokenizer.decode([10**9]), ValueError),
@@ -180,6 +182,8 @@ def test_a_bad_prompt_is_named_and_others_are_not_lost(llm: LLM) -> None:
         ([b"abc"], "not bytes"),
         ([{"prompt": ["x"]}], "`prompt` must be a text, not list"),
         ([{}], "none of the two fields"),
+        ([{"prompt": "x", "cache_salt": 5}], "`cache_salt` must be a text, not int"),
+        ([{"prompt": "x", "cache_salt": ""}], "cache_salt must be a string of 1 to 128 characters"),
     ]
     for wrong, message in forms:
         with pytest.raises(PromptError, match=message) as caught:

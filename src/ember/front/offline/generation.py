@@ -35,7 +35,8 @@ async def complete(
     services: Services, request_id: str, prompt: GivenPrompt, fields: dict[str, Any]
 ) -> tuple[ApiCall, str | None]:
     """The call of a prompt, and its text. `fields` are those of a body for /v1/completions. Raises ApiError."""
-    request = await parse_body(CompletionRequest, {**fields, "prompt": prompt.content, "request_id": request_id})
+    body = {**fields, **prompt.fields, "prompt": prompt.content, "request_id": request_id}
+    request = await parse_body(CompletionRequest, body)
     info = await services.ready()
 
     def opened() -> ApiCall:

@@ -349,7 +349,7 @@ class LLM:
                 for name, (text, value) in zip(names[chunk.start :], found, strict=False)
             ]
 
-        chunks = pooling.chunks(pairs, pooling.params_of_each(pooling_params, len(pairs), "score"))
+        chunks = pooling.chunks(pairs, pooling.fields_of_each(pooling_params, len(pairs), "score"))
         return pooling.run_chunks(self._session, list(chunks), scored, use_tqdm, "Scored")
 
     def _pooled(
@@ -362,7 +362,8 @@ class LLM:
     ) -> list[Output]:
         """What `made` makes of a request id, the values and the token ids of each prompt."""
         check_params("pooling_params", params, PoolingParams, many=True)
-        texts = [prompt.content for prompt in read_prompts(prompts)]
+        given = read_prompts(prompts)
+        texts = [prompt.content for prompt in given]
         names = [self._name() for _ in texts]
 
         async def pooled(chunk: Chunk) -> list[Output]:
@@ -372,7 +373,8 @@ class LLM:
                 for name, (text, values) in zip(names[chunk.start :], found, strict=False)
             ]
 
-        chunks = pooling.chunks(texts, pooling.params_of_each(params, len(texts), task))
+        fields = pooling.fields_of_each(params, len(texts), task)
+        chunks = pooling.chunks(texts, [{**each, **prompt.fields} for each, prompt in zip(fields, given, strict=True)])
         return pooling.run_chunks(self._session, list(chunks), pooled, use_tqdm, "Pooled")
 
 

@@ -41,32 +41,31 @@ class Chunk:
     fields: dict[str, Any]
 
 
-def params_of_each(
+def fields_of_each(
     params: PoolingParams | Sequence[PoolingParams] | None, count: int, task: str
-) -> Sequence[PoolingParams | None]:
-    """The parameters of each prompt. Raises ValueError for another number of them, and for a task that is another one
-    than that of the call."""
+) -> list[dict[str, Any]]:
+    """The parameters of each prompt, as fields of a body. Raises ValueError for another number of them, and for a task
+    that is another one than that of the call."""
     each = params if isinstance(params, Sequence) else [params] * count
     if len(each) != count:
         raise ValueError(f"pooling_params must have one entry for each of the {count} prompts, got {len(each)}.")
     for given in each:
         if given is not None and given.task not in (None, task):
             raise ValueError(f"The task of pooling_params is {given.task!r}, but this call is for {task!r}.")
-    return each
+    return [{} if given is None else given.body() for given in each]
 
 
-def chunks(items: Sequence[Any], params: Sequence[PoolingParams | None]) -> Iterator[Chunk]:
-    """The items, in their order, with the parameters of each."""
+def chunks(items: Sequence[Any], fields: Sequence[dict[str, Any]]) -> Iterator[Chunk]:
+    """The items, in their order, with the fields of each."""
     start = 0
     for end in range(1, len(items) + 1):
         if (
             end == len(items)
             or end - start == CHUNK
             or type(items[end]) is not type(items[start])
-            or params[end] != params[start]
+            or fields[end] != fields[start]
         ):
-            given = params[start]
-            yield Chunk(start, list(items[start:end]), {} if given is None else given.body())
+            yield Chunk(start, list(items[start:end]), fields[start])
             start = end
 
 

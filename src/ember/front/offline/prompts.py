@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
 from ember.front.errors import ApiError, bad_request
@@ -13,9 +13,10 @@ from ember.front.offline.errors import raise_for
 
 
 class TextPrompt(TypedDict):
-    """A prompt as text."""
+    """A prompt as text. Prompts with different salts share no cached prefix."""
 
     prompt: str
+    cache_salt: NotRequired[str]
 
 
 class TokensPrompt(TypedDict):
@@ -23,6 +24,7 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: Sequence[int]
     prompt: NotRequired[str]
+    cache_salt: NotRequired[str]
 
 
 PromptType = str | Sequence[int] | Mapping[str, Any]
@@ -35,6 +37,7 @@ class GivenPrompt:
 
     content: str | list[int]
     text: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)  # of the body of its request
 
 
 def read_prompts(prompts: Any) -> list[GivenPrompt]:
@@ -59,17 +62,21 @@ def _read_prompt(given: Any) -> GivenPrompt:
     if isinstance(given, str):
         return GivenPrompt(given)
     if isinstance(given, Mapping):
-        foreign = [str(name) for name in given if name not in ("prompt", "prompt_token_ids", "type")]
+        foreign = [str(name) for name in given if name not in ("prompt", "prompt_token_ids", "cache_salt", "type")]
         asking = [name for name in foreign if given[name]]
         if asking:
             raise bad_request(f"A prompt with {asking[0][:80]!r} is not supported; it must be {_FORMS}.", "prompt")
         text, ids = given.get("prompt"), given.get("prompt_token_ids")
         if text is not None and not isinstance(text, str):
             raise bad_request(f"A prompt's `prompt` must be a text, not {type(text).__name__}.", "prompt")
+        salt = given.get("cache_salt")
+        if salt is not None and not isinstance(salt, str):
+            raise bad_request(f"A prompt's `cache_salt` must be a text, not {type(salt).__name__}.", "cache_salt")
+        fields = {} if salt is None else {"cache_salt": salt}
         if ids is not None:
-            return GivenPrompt(_token_ids(ids, "A prompt's `prompt_token_ids`", "a list of token ids"), text)
+            return GivenPrompt(_token_ids(ids, "A prompt's `prompt_token_ids`", "a list of token ids"), text, fields)
         if text is not None:
-            return GivenPrompt(text)
+            return GivenPrompt(text, fields=fields)
         raise bad_request(f"A prompt must be {_FORMS}; this has none of the two fields.", "prompt")
     return GivenPrompt(_token_ids(given, "A prompt", _FORMS))
 
