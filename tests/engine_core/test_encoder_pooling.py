@@ -118,9 +118,11 @@ def test_vectors_of_tokens_for_late_interaction(tmp_path: Path) -> None:
     ("head", "variant"),
     [("BertForMaskedLM", "bert"), ("RobertaForMaskedLM", "roberta"), ("DistilBertForMaskedLM", "distilbert")],
 )
-def test_weights_of_the_vocabulary(head: str, variant: str, tmp_path: Path) -> None:
-    """SPLADE: of sentence-transformers' modules, and of vLLM's class."""
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_weights_of_the_vocabulary(head: str, variant: str, is_tied: bool, tmp_path: Path) -> None:
+    """SPLADE: of sentence-transformers' modules, and of vLLM's class. A head of its own has a bias of its own, too."""
     _, config = encoder_classes(variant)
+    config.tie_word_embeddings = is_tied
     model, texts = randomised(getattr(transformers, head)(config)), texts_of(head)
     model.save_pretrained(tmp_path)
     expected = [np.log1p(np.maximum(run(model, text), 0)).max(0) for text in texts]

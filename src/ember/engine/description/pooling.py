@@ -70,7 +70,7 @@ class DenseConfig:
 
     names: tuple[str, ...]  # of the module; the first one that the files have. Its tensors are `weight` and `bias`
     outputs: int | None = None  # None: as many as the stored matrix has rows
-    bias: str | None = None  # the tensor of the bias, where it has another name than the module's
+    bias: str | None = None  # the tensor of the bias where the module has none
     activation: str = "identity"  # of `DENSE_ACTIVATIONS`
     norm: str | None = None  # of a LayerNorm after the activation: the module's name
     norm_eps: float = 1e-5

@@ -94,7 +94,7 @@ def _layer(
                 '{"method": "no_post_processing", "classifier_from_token": ["yes", "no"]}'
             )
         raise ModelError(f"{place} has no {wanted} for {architecture}{advice}")
-    weight, bias = entries[f"{stem}.weight"], entries.get(config.bias or f"{stem}.bias")
+    weight, bias = entries[f"{stem}.weight"], entries.get(f"{stem}.bias") or entries.get(config.bias or "")
     outputs = weight.shape[0] if config.outputs is None else config.outputs
     norm, norm_bias = (entries.get(f"{config.norm}.{part}") for part in ("weight", "bias"))
     if norm is None and config.norm is not None:
