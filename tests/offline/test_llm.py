@@ -453,3 +453,10 @@ def test_classes_and_pairs_are_those_of_the_model(tmp_path: Path) -> None:
     assert scored.outputs.score == pytest.approx(pair.item(), abs=1e-4)
     assert scored.prompt_token_ids == tokenizer(QUERY, DOCUMENTS[0])["input_ids"]
     llm._session._loop.stop()
+
+
+def test_a_model_that_makes_no_scores_is_named(tmp_path: Path) -> None:
+    llm, _, _ = pooling_llm(tmp_path, "BertForTokenClassification")
+    with pytest.raises(PromptError, match="does token_classify, and not 'score'"):
+        llm.score(QUERY, DOCUMENTS)
+    llm._session._loop.stop()

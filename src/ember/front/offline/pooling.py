@@ -12,6 +12,7 @@ from ember.front.api.exchange import Request
 from ember.front.api.pooling.call import open_pooling_call
 from ember.front.api.pooling.embeddings import check_dimensions
 from ember.front.api.pooling.pairs import pair_limits
+from ember.front.api.pooling.routes import SCORING
 from ember.front.api.pooling.schemas import PoolRequest, ScoreRequest
 from ember.front.api.pooling.score import scored_texts
 from ember.front.api.pooling.texts import read_texts
@@ -22,7 +23,7 @@ from ember.front.link.pooling import PoolText
 from ember.front.offline.errors import raise_for
 from ember.front.offline.params import PoolingParams
 from ember.front.offline.session import Progress, Session
-from ember.wire import Pooled, PoolingTask
+from ember.wire import Pooled, PoolingTask, Ready
 
 Output = TypeVar("Output")
 
@@ -113,12 +114,15 @@ async def pool(
     call = open_pooling_call(Request("POST", ""), request, services, info, "pool")
     known = next((name for name in get_args(PoolingTask) if name == task and name in info.tasks), None)
     if known is None:
-        message = f"The model `{services.model_name}` does {', '.join(info.tasks)}, and not {task!r:.40}."
-        raise bad_request(message, "task")
+        raise _not_done(task, services, info)
     check_dimensions(request.dimensions, "dimensions", services, info)
     pool_texts = await read_texts(request, services, info, "")
     pooled = await call.run(pool_texts, known, dimensions=request.dimensions, use_activation=request.use_activation)
     return list(zip(pool_texts, pooled, strict=True))
+
+
+def _not_done(task: str, services: Services, info: Ready) -> ApiError:
+    return bad_request(f"The model `{services.model_name}` does {', '.join(info.tasks)}, and not {task!r:.40}.", "task")
 
 
 async def score(
@@ -126,6 +130,8 @@ async def score(
 ) -> list[tuple[PoolText, float]]:
     """The score of each document with its query, or with the only one. Raises ApiError."""
     info = await services.ready()
+    if not set(SCORING).intersection(info.tasks):
+        raise _not_done("score", services, info)
     request = await parse_body(ScoreRequest, {**fields, "queries": list(queries), "documents": list(documents)})
     call = open_pooling_call(Request("POST", ""), request, services, info, "score")
     limits = pair_limits(request, services, info, ("data_1", "data_2"))
