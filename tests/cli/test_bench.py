@@ -140,7 +140,7 @@ def test_each_kind_of_failed_request_is_an_outcome():
             return web.json_response({"error": {"message": "busy"}}, status=503)
         response = web.StreamResponse()
         await response.prepare(request)
-        text = FAULTS[kind][0] if kind in FAULTS else GOOD
+        text = FAULTS[kind][0] if kind in FAULTS else GOOD.rstrip() if kind == "unended" else GOOD
         for i in range(0, len(text), 7):
             await response.write(text[i : i + 7])
         return response
@@ -154,10 +154,14 @@ def test_each_kind_of_failed_request_is_an_outcome():
         app = web.Application()
         app.router.add_post("/v1/chat/completions", answer)
         async with TestServer(app) as server, connect(str(server.make_url("/v1/")), None) as client:
-            asked = [prompts.Prompt(prompts.fields("chat", kind), None, 2) for kind in ("good", "refused", *FAULTS)]
+            asked = [
+                prompts.Prompt(prompts.fields("chat", kind), None, 2)
+                for kind in ("good", "unended", "refused", *FAULTS)
+            ]
             return await LoadTest(client, "chat", "m", True, {"top_k": 1}).run(asked, Load(), random.Random(1))
 
-    good, refused, *faults = asyncio.run(run()).outcomes
+    good, unended, refused, *faults = asyncio.run(run()).outcomes
+    assert unended.error is None and unended.num_output == 2  # the last event lacks the line behind it
     assert good.error is None and (good.num_input, good.num_output, len(good.gaps)) == (3, 2, 1)
     assert good.first is not None and good.start <= good.first <= good.end
     assert refused.error == "503: busy"

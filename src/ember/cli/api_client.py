@@ -75,7 +75,7 @@ class ApiClient:
                         events.append(event)
                 if events:
                     yield events
-            if not is_over:
+            if not is_over and rest.split() not in ([b"data:", b"[DONE]"], [b"data:[DONE]"]):
                 raise ServerError("the stream ended before its last event", response.status)
 
     async def models(self) -> list[str]:
