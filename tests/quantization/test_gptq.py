@@ -20,6 +20,7 @@ from ember.engine.layers.linear import Linear
 from tests.engine_models.tiny import rewrite_config
 from tests.quantization.checkpoints import Store, check_answers, check_weights, is_matrix, load, twins
 from tests.quantization.packing import integers, restore, words
+from tests.quantization.test_fp8 import by_matrix, fp8
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
 
@@ -135,6 +136,24 @@ def test_the_files_decide_which_modules_are_plain(tmp_path: Path) -> None:
         "llama", tmp_path, config(lm_head=True), gptq(), lambda name: is_matrix(name) and "v_proj" not in name, **SIZES
     )
     check_weights(quantized, plain)
+
+
+@pytest.mark.parametrize("how", ["gptq", "fp8"])
+def test_a_quantized_head_is_the_head_whatever_config_json_says(how: str, tmp_path: Path) -> None:
+    store = gptq() if how == "gptq" else by_matrix()
+    quantization = config(lm_head=True) if how == "gptq" else fp8(scheme="static")
+    quantized, plain = twins(
+        "llama",
+        tmp_path,
+        quantization,
+        store,
+        lambda name: is_matrix(name) or "lm_head" in name,
+        **SIZES,
+        vocab_size=200,
+    )
+    rewrite_config(quantized, tie_word_embeddings=True)
+    check_weights(quantized, plain)
+    check_answers(quantized, plain)
 
 
 @pytest.mark.parametrize("variant", ["gpt_oss", "granitemoe"])

@@ -10,12 +10,14 @@ from ember.engine.loading.safetensors_header import TensorEntry
 from ember.regular_file import open_regular
 
 _FLOATS = ("F16", "BF16", "F32")
+_CODES = (".qweight", ".weight_packed")  # of quantised matrices that are not stored as `weight`
 _SPANS, _SPAN_BYTES = 16, 4096  # of each tensor that are compared; small tensors are compared whole
 
 
 def is_tied(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> bool:
     """Whether the embedding is the head. As in transformers, a head in the files that differs from the embedding holds
-    against config.json, and a copy of the embedding is left alone. Multimodal models need no word of config.json."""
+    against config.json, and a copy of the embedding is left alone. A quantised head is no copy. Multimodal models need
+    no word of config.json."""
     if config.pooling is not None:  # no head for tokens is read
         return True
     head = entries.get(f"{config.names.lm_head}.weight")
@@ -24,11 +26,13 @@ def is_tied(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> bool:
         return not any(name.startswith(f"{config.names.lm_head}.") for name in entries)
     name = f"{config.names.embed_tokens}.weight"
     embedding = entries.get(name) or entries.get(name.removeprefix(config.names.base))
-    if not config.tie_word_embeddings or head is None or embedding is None:
+    if not config.tie_word_embeddings or embedding is None:
         return config.tie_word_embeddings
-    if head.dtype not in _FLOATS or embedding.dtype not in _FLOATS:
-        return True
-    return _is_copy(head, embedding)
+    if head is None:
+        return not any(f"{config.names.lm_head}{suffix}" in entries for suffix in _CODES)
+    if config.quantization and head.dtype not in _FLOATS:
+        return False
+    return embedding.dtype not in _FLOATS or head.dtype not in _FLOATS or _is_copy(head, embedding)
 
 
 def _is_copy(one: TensorEntry, other: TensorEntry) -> bool:
