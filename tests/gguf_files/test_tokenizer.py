@@ -301,8 +301,8 @@ def test_grammars_get_the_same_tokens(tmp_path):
     ("more", "message"),
     [
         (
-            {"ggml.model": "bert"},
-            "a tokenizer of the kind bert; gpt2, llama and gemma4 are supported: set TOKENIZER_NAME",
+            {"ggml.model": "rwkv"},
+            "a tokenizer of the kind rwkv; gpt2, llama, gemma4, bert, t5 are supported: set TOKENIZER_NAME",
         ),
         ({"ggml.pre": "afmoe"}, "tokenizer.ggml.pre is 'afmoe', which is unknown"),
         ({"ggml.merges": ["ab"]}, "tokenizer.ggml.merges has 'ab', which is not two tokens"),
@@ -324,7 +324,7 @@ def test_a_tokenizer_that_cannot_be_used_is_one_line(more, message, tmp_path):
             read_chat_template(tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("more", [{"ggml.model": "bert"}, {"ggml.pre": "afmoe"}, {"ggml.tokens": "a"}])
+@pytest.mark.parametrize("more", [{"ggml.model": "rwkv"}, {"ggml.pre": "afmoe"}, {"ggml.tokens": "a"}])
 def test_an_unsupported_one_is_found_without_making_it(more, tmp_path):
     file = byte_level(tmp_path, **more)
     with pytest.raises(TokenizerError) as quick:

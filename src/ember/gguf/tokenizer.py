@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file's metadata, made with the `tokenizers` library. For both processes.
 
 `tokenizer.ggml.model` says how tokens are found: gpt2 is byte-level BPE with the expressions of `pretokenizers`, llama
-is SentencePiece's BPE, in which the token with the highest score is merged first, gemma4 is BPE over characters.
+is SentencePiece's BPE, in which the token with the highest score is merged first, gemma4 is BPE over characters, bert
+is WordPiece, and t5 is SentencePiece's Unigram.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ember.gguf.vocabulary import (
     TOKENS,
     TYPES,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     role_ids,
 )
@@ -42,6 +44,7 @@ MAX_TEMPLATES = 100
 _MAX_WORK = 500_000_000  # the squares of the tokens' lengths; those of 262,000 tokens have 15 million
 _SPACE = "▁"  # SentencePiece's mark in place of a blank
 _TEMPLATE = "tokenizer.chat_template"
+_KINDS = ("gpt2", "llama", "gemma4", "bert", "t5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,10 @@ def _make(metadata: Metadata) -> tokenizers.Tokenizer:
         backend = vocabulary.byte_level(_pre_tokenizer(metadata))
     elif kind == "llama":
         backend = vocabulary.sentencepiece()
+    elif kind == "bert":
+        backend = vocabulary.word_pieces()
+    elif kind == "t5":
+        backend = vocabulary.unigram()
     else:
         backend = vocabulary.characters()
     backend.add_special_tokens(vocabulary.added(CONTROL))
@@ -131,9 +138,9 @@ def _make(metadata: Metadata) -> tokenizers.Tokenizer:
 
 def _kind(metadata: Metadata) -> str:
     kind = metadata.text(MODEL)
-    if kind not in ("gpt2", "llama", "gemma4"):
+    if kind not in _KINDS:
         given = "no tokenizer" if kind is None else f"a tokenizer of the kind {ascii(kind)[1:-1][:100]}"
-        raise GgufError(f"{metadata.file} has {given}; gpt2, llama and gemma4 are supported: {_ADVICE}")
+        raise GgufError(f"{metadata.file} has {given}; {', '.join(_KINDS)} are supported: {_ADVICE}")
     return kind
 
 
@@ -218,6 +225,47 @@ class _Vocabulary:
         """The same with the merges as they are listed."""
         return self._of_characters(self._merges(), self._adds_space(False))
 
+    def word_pieces(self) -> tokenizers.Tokenizer:
+        """A tokenizer of words, which files mark at their beginning where tokenizer.json marks what continues one."""
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        pieces: dict[str, int] = {}
+        for token, token_id in self.ids.items():
+            if self.kinds[token_id] in (NORMAL, UNUSED):
+                token = token[1:] if token.startswith(_SPACE) else f"##{token}"
+            pieces.setdefault(token, token_id)
+        unknown = self.tokens[role_ids(self.metadata).get("unk_token", 0)]
+        backend = Tokenizer(models.WordPiece(pieces, unk_token=unknown))
+        is_cased = any(
+            kind == NORMAL and token[:1] != "[" and token.removeprefix(_SPACE)[:1] != "[" and token != token.lower()
+            for token, kind in zip(self.tokens, self.kinds, strict=True)
+        )
+        backend.normalizer = normalizers.BertNormalizer(lowercase=not is_cased)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        return backend
+
+    def unigram(self) -> tokenizers.Tokenizer:
+        """A tokenizer that finds the tokens with the largest sum of scores."""
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+        scores = _numbers(self.metadata, SCORES, len(self.tokens))
+        if not scores:
+            raise self.metadata.error(SCORES, f"as long as {TOKENS}, {len(self.tokens)}")
+        unknown = role_ids(self.metadata).get("unk_token", 0)
+        backend = Tokenizer(models.Unigram(list(zip(self.tokens, scores, strict=True)), unk_id=unknown))
+        steps: list[Any] = []
+        table = self.metadata.values.get("tokenizer.ggml.precompiled_charsmap")
+        if isinstance(table, Array) and not table.is_texts and table.count:
+            steps.append(normalizers.Precompiled(bytes(table.data)))
+        if self.metadata.flag("tokenizer.ggml.remove_extra_whitespaces"):
+            steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        backend.normalizer = normalizers.Sequence(steps)
+        scheme = "always" if self._adds_space(True) else "never"
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme=scheme)
+        backend.decoder = decoders.Metaspace(replacement=_SPACE, prepend_scheme=scheme)
+        return backend
+
     def _of_characters(self, merges: list[tuple[str, str]], adds_space: bool) -> tokenizers.Tokenizer:
         from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -273,27 +321,37 @@ class _Vocabulary:
 
 
 def _add_ends(backend: tokenizers.Tokenizer, metadata: Metadata, named: dict[str, str]) -> None:
-    """Let the tokenizer put BOS before a text and EOS after it, as the file says."""
+    """Let the tokenizer put BOS before a text and EOS, or what separates texts, after it, as the file says."""
     from tokenizers import processors
 
-    is_byte_level = metadata.text(MODEL) == "gpt2"
-    adds_bos = PRE_TOKENIZERS[metadata.text(PRE) or "default"].adds_bos if is_byte_level else True
-    wanted = {
-        "bos_token": metadata.flag("tokenizer.ggml.add_bos_token"),
-        "eos_token": metadata.flag("tokenizer.ggml.add_eos_token"),
-    }
-    wanted["bos_token"] = adds_bos if wanted["bos_token"] is None else wanted["bos_token"]
-    used = [named[name] for name, is_wanted in wanted.items() if is_wanted and name in named]
-    if not used:
-        if is_byte_level:
+    kind = _kind(metadata)
+    adds_bos = PRE_TOKENIZERS[metadata.text(PRE) or "default"].adds_bos if kind == "gpt2" else kind != "t5"
+    given = metadata.flag("tokenizer.ggml.add_bos_token")
+    before = _named(named, "bos_token", adds_bos if given is None else given)
+    given = metadata.flag("tokenizer.ggml.add_eos_token")
+    behind = _named(named, "eos_token", kind == "t5" if given is None else given)
+    given = metadata.flag("tokenizer.ggml.add_sep_token")
+    if kind == "bert":
+        behind = behind or _named(named, "sep_token", True if given is None else given)
+    if not before and not behind:
+        if kind == "gpt2":
             backend.post_processor = processors.ByteLevel(trim_offsets=False)
         return
-    before = [f"{named['bos_token']}:0"] if wanted["bos_token"] and "bos_token" in named else []
-    behind = [f"{named['eos_token']}:0"] if wanted["eos_token"] and "eos_token" in named else []
+    pair = None
+    if kind == "bert":
+        pair = [*before, "$A:0", *behind, "$B:1", *(f"{token}:1" for token in behind)]
+    elif kind == "t5":  # RoBERTa's pairs are apart by two, and all of one type
+        pair = [*before, "$A:0", *behind, *behind, "$B:0", *behind]
     backend.post_processor = processors.TemplateProcessing(
         single=[*before, "$A:0", *behind],
-        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(used)],
+        pair=pair,
+        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys([*before, *behind])],
     )
+
+
+def _named(named: dict[str, str], name: str, is_wanted: bool | None) -> list[str]:
+    """The token with this role, if it is wanted and the file has one."""
+    return [named[name]] if is_wanted and name in named else []
 
 
 def _templates(metadata: Metadata) -> dict[str, str]:

@@ -22,7 +22,11 @@ _ROLES = {
     "pad_token": "padding_token_id",
     "mask_token": "mask_token_id",
 }
-_USUAL = {"llama": {"bos_token": 1, "eos_token": 2, "unk_token": 0}}
+_USUAL = {
+    "llama": {"bos_token": 1, "eos_token": 2, "unk_token": 0},
+    "bert": {"bos_token": 101, "sep_token": 102, "unk_token": 100, "pad_token": 0, "mask_token": 103},
+    "t5": {"eos_token": 1, "unk_token": 2, "pad_token": 0},
+}
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # Tokens that end an answer also in files that give them no role, or that call them no control tokens.
 END_TEXTS = frozenset(
@@ -58,7 +62,7 @@ def role_ids(metadata: Metadata) -> dict[str, int]:
     tokens = metadata.values.get(TOKENS)
     count = tokens.count if isinstance(tokens, Array) else 0
     found = dict(_USUAL.get(metadata.text(MODEL) or "", {}))
-    for name, key in _ROLES.items():
+    for name, key in (("bos_token", "cls_token_id"), *_ROLES.items()):
         token_id = metadata.integer(f"tokenizer.ggml.{key}")
         if token_id is not None:
             found[name] = token_id

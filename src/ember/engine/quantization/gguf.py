@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ember.engine.layers.linear import Linear
 
 
+_TABLES = ("embed_tokens", "layer_table")  # of which a step restores single rows; the others are small
+
+
 class Gguf:
     """Matrices of GGUF's types, each in its own. A weight whose stored matrices have several types (query and key in
     Q4_K, value in Q6_K) has a part for each run of one type.
@@ -68,7 +71,7 @@ class Gguf:
             if kind is None:
                 return self._plain.held(spec, element_size)
             rows, columns = (size.extent for size in spec.shape)
-            return held.blocks(rows, columns, BLOCKS[kind])
+            return held.blocks(rows, columns, BLOCKS[kind]) if spec.name in _TABLES else held.plain(spec, element_size)
         parts = []
         for kind, outputs in self._runs(spec):
             part = spec._replace(outputs=tuple(outputs))
@@ -90,7 +93,8 @@ class Gguf:
             if kind is None:
                 made = self._plain.assemble(spec._replace(offset=0.0), tensors, dtype)
                 return made.neg().log() if isinstance(made, torch.Tensor) and spec.name.endswith(".decay") else made
-            return BlockLinear(*tensors[WEIGHT], type=kind, dtype=dtype)
+            table = BlockLinear(*tensors[WEIGHT], type=kind, dtype=dtype)
+            return table if spec.name in _TABLES else table.weight
         parts: list[Linear] = []
         for number, (kind, outputs) in enumerate(self._runs(spec)):
             rows = tensors[f"{WEIGHT}.{number}"]

@@ -26,7 +26,7 @@ class Architecture(NamedTuple):
     model: str | Callable[[Facts], str]  # the class of Hugging Face's checkpoint
     interleaved: bool = False  # the pairs of rotary positions are neighbours; if not, the halves of a head
     fields: Callable[[Facts], Values] = _nothing  # the fields beyond the common ones
-    names: Mapping[str, str | None] = MappingProxyType({})  # names of tensors that differ from the usual
+    names: Mapping[str, Any] = MappingProxyType({})  # names of tensors that differ from the usual
     adapt: Callable[[Facts, DecoderConfig], DecoderConfig] = _unchanged  # what no config.json says
     is_latent: bool = False  # attention is latent: heads are described by their parts
     has_attention: bool = True

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.gguf import expert_fields, gemma4, mixer_fields
+from ember.engine.description.gguf import encoders, expert_fields, gemma4, mixer_fields
 from ember.engine.description.gguf.architecture import Architecture, Values
 from ember.engine.description.gguf.facts import Facts
 from ember.engine.description.mlp_weights import XIELU_WEIGHTS
@@ -235,5 +235,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "minicpm": Architecture("MiniCPMForCausalLM", interleaved=True, fields=_minicpm),
     "internlm2": Architecture("InternLM2ForCausalLM", interleaved=True),
     "jais2": Architecture("Jais2ForCausalLM"),
+    "bert": Architecture("BertModel", fields=encoders.bert, names=encoders.BERT_NAMES, adapt=encoders.adapt_bert),
+    "nomic-bert": Architecture(
+        "NomicBertModel", fields=encoders.nomic_bert, names=encoders.BERT_NAMES, adapt=encoders.adapt_bert
+    ),
+    "gemma-embedding": Architecture("Gemma3ForCausalLM", fields=encoders.gemma_embedding, names=encoders.DENSE_NAMES),
     "minimax-m2": Architecture("MiniMaxM2ForCausalLM", fields=expert_fields.minimax),
 }

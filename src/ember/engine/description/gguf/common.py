@@ -106,13 +106,18 @@ def read_gguf_model(metadata: Metadata, tensors: Mapping[str, Tensor]) -> GgufMo
     architecture, facts = ARCHITECTURES[name], Facts(metadata, name, tensors)
     model = architecture.model if isinstance(architecture.model, str) else architecture.model(facts)
     fields = {"architectures": [model], **_common_fields(facts, architecture), **architecture.fields(facts)}
-    if not facts.flag("attention.causal", True):
+    if not facts.flag("attention.causal", True) and name not in ("bert", "nomic-bert"):
         fields["is_causal"] = False
     if classes := classifier_fields(facts):
-        fields |= {"architectures": [model.replace("ForCausalLM", "ForSequenceClassification")], **classes}
+        fields |= {"architectures": [_with_classes(model)], **classes}
     if ends := end_token_ids(metadata):
         fields["eos_token_id"] = ends
     return GgufModel(facts, architecture, fields)
+
+
+def _with_classes(model: str) -> str:
+    """The class for classification of a class of models."""
+    return model.removesuffix("ForCausalLM").removesuffix("Model") + "ForSequenceClassification"
 
 
 def _common_fields(facts: Facts, architecture: Architecture) -> Values:
@@ -165,7 +170,7 @@ _EPSILONS = {
 # The architectures whose norms subtract the mean.
 _LAYER_NORMS = (
     *("gpt2", "starcoder", "starcoder2", "gptneox", "falcon", "bloom", "mpt", "stablelm", "olmo", "phi2"),
-    *("command-r", "cohere2", "nemotron", "jais2", "orion"),
+    *("command-r", "cohere2", "nemotron", "jais2", "orion", "bert", "nomic-bert"),
 )
 
 
@@ -199,9 +204,9 @@ def _rope(facts: Facts, layers: int, head_dim: int | None) -> Values:
     if int(share * head_dim) < turned:  # the quotient was rounded down
         rope["partial_rotary_factor"] = math.nextafter(share, 2.0)
     rope |= _scaling(facts)
-    if facts.architecture not in ("gemma3", "olmo2"):
+    if facts.architecture not in ("gemma3", "gemma-embedding", "olmo2"):
         return rope
-    base = 10_000.0 if facts.architecture == "gemma3" else rope["rope_theta"]
+    base = rope["rope_theta"] if facts.architecture == "olmo2" else 10_000.0
     local = {"rope_theta": facts.number("rope.freq_base_swa", base), "rope_type": "default"}
     if facts.architecture == "olmo2" and not facts.integer("attention.sliding_window", 0):
         return rope

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ember.engine.description.config import DecoderConfig
 from ember.engine.description.gguf.architecture import Values
 from ember.engine.description.gguf.facts import Facts
-from ember.engine.description.pooling import SCORE_NAMES, Modules, PoolingType
+from ember.engine.description.pooling import SCORE_NAMES, DenseConfig, Modules, PoolingType
 from ember.gguf.header import Array
 
 _NONE, _RANK = 0, 4
@@ -27,7 +27,8 @@ def read_modules(facts: Facts) -> Modules:
         return Modules()
     if kind not in _TYPES:
         raise facts.error("pooling_type", "0 (none), 1 (mean), 2 (cls), 3 (last) or 4 (rank)")
-    return Modules(types=(_TYPES[kind],), normalizes=True, is_there=True)
+    dense = tuple(DenseConfig((name,)) for name in ("dense_2", "dense_3") if f"{name}.weight" in facts.tensors)
+    return Modules(types=(_TYPES[kind],), dense=dense, normalizes=True, is_there=True)
 
 
 def classifier_fields(facts: Facts) -> Values:
