@@ -88,7 +88,7 @@ def test_heads_are_those_of_transformers(head: str, tmp_path: Path) -> None:
 
 
 def test_vectors_of_tokens_for_late_interaction(tmp_path: Path) -> None:
-    """ColBERT's class for BERT, and PyLate's modules."""
+    """ColBERT's class for BERT, PyLate's modules, and those of sentence-transformers 6, whose mask leaves out words."""
     generator, texts = torch.Generator().manual_seed(0), texts_of("late")
     projection = torch.randn(24, 64, generator=generator) / 8  # its outputs are as large as its inputs
     for variant in ("bert", "modernbert"):
@@ -100,12 +100,23 @@ def test_vectors_of_tokens_for_late_interaction(tmp_path: Path) -> None:
             path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["HF_ColBERT"]}))
         else:
             modules = [("", "sentence_transformers.models.Transformer"), ("1_Dense", "pylate.models.Dense.Dense")]
+            modules += [("2_Mask", "x.multi_vector_mask.MultiVectorMask"), ("3_Normalize", "x.normalize.Normalize")]
             entries = [{"idx": place, "path": path, "type": kind} for place, (path, kind) in enumerate(modules)]
             (directory / "modules.json").write_text(json.dumps(entries))
             (directory / "1_Dense").mkdir()
             dense = {"out_features": 24, "bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
             (directory / "1_Dense/config.json").write_text(json.dumps(dense))
             save_file({"linear.weight": projection}, directory / "1_Dense/model.safetensors")
+            (directory / "2_Mask").mkdir()
+            for fields, name in (
+                ({"skiplist_words": ["."]}, "skiplist_words"),
+                ({"keep_only_token_ids": [9]}, "keep_"),
+            ):
+                (directory / "2_Mask/config.json").write_text(json.dumps(fields))
+                with pytest.raises(ModelError, match=f"2_Mask/config.json: {name}.* must be empty"):
+                    make_engine(directory)
+            mask = {"skiplist_words": [], "skiplist_tasks": ["document"], "keep_only_token_ids": None}
+            (directory / "2_Mask/config.json").write_text(json.dumps(mask))
         engine = make_engine(directory)
         expected = [run(model, text) @ projection.numpy().T for text in texts]
         check(engine, texts, "token_embed", expected, use_activation=False)

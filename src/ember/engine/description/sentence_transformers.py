@@ -29,7 +29,7 @@ Read = Callable[[str], Any]
 """Reads a JSON file of the model by its path; None if it does not exist."""
 
 _MODE = "pooling_mode_"  # the beginning of the flags of older files
-_WITH_CONFIG = ("Pooling", "Dense", "LogitScore", "SpladePooling")
+_WITH_CONFIG = ("Pooling", "Dense", "LogitScore", "SpladePooling", "MultiVectorMask")
 _LENGTH_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -99,11 +99,17 @@ def read_modules(read: Read, own: str = "") -> Modules:
             fields.one_of("pooling_strategy", "max", ("max",))
             fields.one_of("activation_function", "relu", ("relu",))
             found.is_sparse = True
+        elif kind == "MultiVectorMask":
+            for field in ("skiplist_words", "keep_only_token_ids"):
+                if fields.values.get(field):
+                    raise fields.error(field, "empty: all tokens of a text take part in late interaction")
         elif kind == "Dropout":
             continue
         elif kind not in ("Transformer", "MLMTransformer"):
-            known = "Transformer, Pooling, Dense, Normalize, LogitScore, SpladePooling and Dropout are"
-            raise ModelError(f"modules.json has the module {shown(entry.get('type'))}, which is not supported: {known}")
+            known = ", ".join(("Transformer", "MLMTransformer", "Normalize", "Dropout", *_WITH_CONFIG))
+            raise ModelError(
+                f"modules.json has the module {shown(entry.get('type'))}, which is not supported, as these are: {known}"
+            )
         elif path != own:
             raise ModelError(f"modules.json has the model in {shown(path)}, but its files are not there")
     return found
