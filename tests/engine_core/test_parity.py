@@ -11,16 +11,20 @@ from ember.engine.description.read_config import load_config
 from ember.wire import Generate
 from tests.engine_core.inline import NUM_OUTPUT, generated, greedy, make_engine, run, tokens
 from tests.engine_models.test_shells import TINY, make_shell
-from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
+from tests.engine_models.tiny import COVERING, VARIANTS, VOCAB_SIZE, make_tiny
 
 LENGTHS = [1, 3, 9, 16, 24, 33, 50, 7, 16, 2]
 
 
+IS_LONG = "EMBER_TEST_TOKENS" in os.environ  # `make test-real`
 # Of multimodal checkpoints, the suite compares the logits alone (`test_shells`).
-SHELLS = [f"{name} shell" for name in TINY] if "EMBER_TEST_TOKENS" in os.environ else []
+SHELLS = [f"{name} shell" for name in TINY] if IS_LONG else []
+CASES = [*COVERING, *sorted(VARIANTS.keys() - set(COVERING)), *SHELLS]
+# The scheduler sees a model's features, all of which are in COVERING.
+every_feature = pytest.mark.parametrize("case", CASES if IS_LONG else COVERING, indirect=True)
 
 
-@pytest.fixture(scope="module", params=[*sorted(VARIANTS), *SHELLS])
+@pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """A checkpoint, prompts of many lengths (some with a common prefix), and what transformers says to them."""
     directory = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
@@ -55,6 +59,7 @@ def test_alone_and_in_a_mixed_batch(case):
     assert engine.stats().prefix_cache_hits == 0
 
 
+@every_feature
 def test_joining_at_different_times(case):
     directory, prompts, expected = case
     engine = make_engine(directory, enable_prefix_caching=False)
@@ -68,6 +73,7 @@ def test_joining_at_different_times(case):
     assert list(found.values()) == expected
 
 
+@every_feature
 def test_chunked_prefill(case):
     directory, prompts, expected = case
     engine = make_engine(directory, max_num_batched_tokens=11, enable_prefix_caching=False)
@@ -75,6 +81,7 @@ def test_chunked_prefill(case):
     assert engine.stats().num_steps > NUM_OUTPUT + sum(LENGTHS) // 11
 
 
+@every_feature
 def test_prefix_cache_hits(case):
     directory, prompts, expected = case
     engine = make_engine(directory)
@@ -85,6 +92,7 @@ def test_prefix_cache_hits(case):
     assert answers(engine, list(reversed(prompts))) == list(reversed(expected))
 
 
+@every_feature
 @pytest.mark.parametrize("caching", [True, False])
 def test_forced_preemption(case, caching):
     directory, prompts, expected = case
