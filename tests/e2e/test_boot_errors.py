@@ -43,22 +43,25 @@ def broken(checkpoint: Path, tmp_path: Path, name: str, content: bytes | None) -
     return str(directory)
 
 
+BAD_SETTINGS = [  # found by the settings, the engine, the front
+    ({"MAX_MODEL_LEN": "abc"}, r"MAX_MODEL_LEN=abc: .*integer"),
+    ({"DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}, r"DEVICE=cuda.*DEVICE=cpu"),
+    ({"CUSTOM_CHAT_TEMPLATE": "{% if %}"}, r"[Tt]emplate"),
+    ({"GPU_MEMORY_UTILIZATION": "3"}, r"GPU_MEMORY_UTILIZATION=3: .*less than or equal to 1"),
+    ({"MAX_MODEL_LEN": "100000"}, r"MAX_MODEL_LEN=100000 is more than the model's 256 positions; set"),
+    ({"KV_CACHE_MEMORY_BYTES": "1000"}, r"KV cache has room for 0 tokens.*KV_CACHE_MEMORY_BYTES"),
+    ({"MODEL_NAME": "/no/such/directory"}, r"/no/such/directory.*(not exist|no such)"),
+    ({"GENERATION_CONFIG": "/no/such"}, r"GENERATION_CONFIG=/no/such"),
+]
+
+
 @pytest.mark.parametrize(
-    ("env", "says"),
-    [
-        ({"MAX_MODEL_LEN": "abc"}, r"MAX_MODEL_LEN=abc: .*integer"),
-        ({"GPU_MEMORY_UTILIZATION": "3"}, r"GPU_MEMORY_UTILIZATION=3: .*less than or equal to 1"),
-        ({"MAX_MODEL_LEN": "100000"}, r"MAX_MODEL_LEN=100000 is more than the model's 256 positions; set"),
-        ({"KV_CACHE_MEMORY_BYTES": "1000"}, r"KV cache has room for 0 tokens.*KV_CACHE_MEMORY_BYTES"),
-        ({"MODEL_NAME": "/no/such/directory"}, r"/no/such/directory.*(not exist|no such)"),
-        ({"GENERATION_CONFIG": "/no/such"}, r"GENERATION_CONFIG=/no/such"),
-        ({"CUSTOM_CHAT_TEMPLATE": "{% if %}"}, r"[Tt]emplate"),
-        ({"DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}, r"DEVICE=cuda.*DEVICE=cpu"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ("face", "env", "says"),
+    [("worker", *each) for each in BAD_SETTINGS] + [("serve", *each) for each in BAD_SETTINGS[:3]],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value if value.isalpha() else "",
 )
-@pytest.mark.parametrize("face", ["worker", "serve"])
-def test_bad_settings(checkpoint, env, says, face):
+def test_bad_settings(checkpoint, face, env, says):
+    """Both faces pass on what any of the three has found."""
     command = ["handler.py", "--test_input", JOB] if face == "worker" else ["-m", "ember", "serve", "--port", "0"]
     status, lines = boot(command, {"MODEL_NAME": str(checkpoint), **env})
     lines = [line for line in lines if "listening on" not in line]
