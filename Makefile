@@ -26,8 +26,9 @@ SOAK_MINUTES ?= 30
 run: $(VENV)/.library
 	@$(BIN)/python handler.py
 
+# Files are begun in the order of tests/conftest.py: those that take longest first.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # The page in a headless Chromium, driven by playwright. Chromium is installed where apt-get and its rights are there;
 # without one the tests say so and are skipped. Screenshots are in build/screenshots.

@@ -13,11 +13,20 @@ from ember.engine.lean import lean_import
 # As in the engine's process (`front/link/spawn.py`); before anything imports torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# The files that take longest. Processes begin them first: one that is begun last is all that runs in the end.
+LONGEST = (
+    *("kernels/test_compile.py", "kernels/test_triton_ops.py", "engine_core/test_parity.py", "attack/test_attack.py"),
+    *("faces/test_queue_contract.py", "device_step/test_running_ahead.py", "tests/test_gpu_check.py"),
+    *("e2e/test_queue.py", "e2e/test_boot_errors.py", "engine_models/test_parity.py", "device_step/test_windows.py"),
+)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that run on a GPU where there is one: all of the GPU's runner, and those kernels' that ask for a
-    device. `-m gpu` leaves out what needs none."""
+    device. `-m gpu` leaves out what needs none. Tests that take longest come first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(LONGEST)))
     for item in items:
         folder = item.path.parent.name
         if folder == "device_step" or (folder == "kernels" and "device" in getattr(item, "fixturenames", ())):
