@@ -240,6 +240,14 @@ def test_a_model_computes_what_its_checkpoint_does(name, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * scale)
 
 
+def test_metadata_that_nothing_reads_are_named(tmp_path):
+    """As the fields of a config.json are."""
+    extra = {"llama.attention.clamp_kqv": 0.5, "llama.vocab_size": VOCAB_SIZE, "llama.logit_scale": 2.0}
+    _, file = made("llama", tmp_path, extra=extra)
+    (warning,) = load(file).config.warnings
+    assert "metadata that Ember does not read for llama: attention.clamp_kqv, logit_scale." in warning
+
+
 def with_rope_factors(checkpoint: Path, directory: Path) -> Path:
     def change(arrays: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, str]]:
         rope = json.loads((checkpoint / "config.json").read_text())["rope_parameters"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ember.engine.description.config import DecoderConfig
-from ember.engine.description.fields import shown
+from ember.engine.description.fields import listed, shown
 from ember.engine.description.gguf.architectures import ARCHITECTURES, Architecture, Values
 from ember.engine.description.gguf.facts import Facts
 from ember.engine.description.gguf.names import gguf_names
@@ -65,7 +65,14 @@ class GgufModel:
             quantization={"quant_method": "gguf", "types": self._types()},
             num_extra_layers=self.facts.integer("nextn_predict_layers", 0),
         )
-        return self.architecture.adapt(self.facts, config)
+        config = self.architecture.adapt(self.facts, config)
+        if not (unread := self.facts.unread()):
+            return config
+        warning = (
+            f"metadata that Ember does not read for {self.facts.architecture}: {listed(unread)}. Where one of them "
+            "changes what the model computes, its answers are not those that it was trained for"
+        )
+        return replace(config, warnings=(*config.warnings, warning))
 
     def modules(self) -> Modules:
         """What the file says of pooling."""
@@ -228,7 +235,7 @@ def _scaling(facts: Facts) -> Values:
         # One list of divisors for all lengths, which is what Llama 3's rescaling comes to.
         same = {"short_factor": divisors, "long_factor": divisors, "original_max_position_embeddings": original}
         return {"rope_type": "longrope", "attention_factor": 1.0, **same}
-    kind = facts.metadata.text(f"{facts.architecture}.rope.scaling.type") or "linear"  # as in llama.cpp
+    kind = facts.text("rope.scaling.type") or "linear"  # as in llama.cpp
     factor = facts.number("rope.scaling.factor", 0.0)
     if not factor and facts.optional("rope.scale_linear"):
         kind, factor = "linear", facts.number("rope.scale_linear")

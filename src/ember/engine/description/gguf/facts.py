@@ -13,6 +13,19 @@ from ember.regular_file import open_regular
 
 _IN_LAYER = re.compile(r"blk\.\d+\.")
 MAX_LAYERS = 100_000
+# Entries that change what a model computes, unless they have a neutral value.
+_CHANGING = frozenset(
+    [
+        *("attention.clamp_kqv", "attention.max_alibi_bias", "attention.scale", "attention.output_scale"),
+        *("attention.temperature_length", "attention.temperature_scale", "attention.shared_kv_layers"),
+        *("attention.indexer.head_count", "attn_logit_softcapping", "final_logit_softcapping"),
+        *("router_logit_softcapping", "logit_scale", "residual_scale", "embedding_scale"),
+        *("expert_weights_scale", "expert_group_scale", "swiglu_clamp_exp", "swiglu_clamp_shexp"),
+        *("activation_sparsity_scale", "rope.scaling.alpha", "rope.scaling.attn_factor"),
+        *("rope.scaling.yarn_ext_factor",),
+    ]
+)
+_NEUTRAL = (0, 1)
 MAX_FACTORS = 4096  # numbers of a tensor that is read with the configuration
 
 
@@ -26,6 +39,7 @@ class Facts:
         self.metadata = metadata
         self.architecture = architecture
         self.tensors = tensors
+        self._read: set[str] = set()
         self.of_layers = {name.split(".", 2)[2] for name in tensors if _IN_LAYER.match(name)}
 
     def integer(self, name: str, default: int | None = None) -> int:
@@ -43,6 +57,9 @@ class Facts:
         if type(value) is not float:  # the bits of a float in an integer's type would be a number of another size
             raise self.error(name, "a number in float32 or float64")
         return shortest(value)
+
+    def text(self, name: str) -> str | None:
+        return self.metadata.text(self._key(name))
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.optional(name)
@@ -125,7 +142,14 @@ class Facts:
             raise self.error(name, f"an array of at most {MAX_LAYERS} numbers")
         return value.numbers() if value.count else []
 
+    def unread(self) -> list[str]:
+        """The entries that change what a model computes, and that nothing has read."""
+        values = self.metadata.values
+        unread = (name for name in _CHANGING - self._read if values.get(f"{self.architecture}.{name}") is not None)
+        return sorted(name for name in unread if values[f"{self.architecture}.{name}"] not in _NEUTRAL)
+
     def _key(self, name: str) -> str:
+        self._read.add(name)
         return f"{self.architecture}.{name}"
 
     def error(self, name: str, allowed: str) -> ModelError:
