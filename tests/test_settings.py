@@ -187,6 +187,9 @@ def test_a_command_line_of_vllm(monkeypatch):
     named = ["-tp", "--novel", "--swap-space", "--compilation-config.mode"]
     assert [line.partition(" in VLLM_EXTRA_ARGS has no effect: ")[0] for line in lines] == named
     assert [line.partition("effect: ")[2] for line in lines][1:3] == ["unknown setting", KNOWN_UNUSED["SWAP_SPACE"]]
+    lines = warn_unused({"VLLM_EXTRA_ARGS": "-O3 -cc.mode 3 -dcp 2 --config x --moe-backend y --optimization-level 2"})
+    assert len(lines) == 6 and not [line for line in lines if "unknown" in line]
+    assert warn_unused({"CONFIG": "x", "MASTER_ADDR": "y"}) == []
 
 
 @pytest.mark.parametrize(

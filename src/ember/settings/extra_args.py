@@ -16,8 +16,22 @@ _SHORT = {
     "-q": "--quantization",
     "-O": "--compilation-config",
     "-cc": "--compilation-config",
+    "-ac": "--attention-config",
+    "-sc": "--speculative-config",
     "-asc": "--api-server-count",
+    "-ep": "--enable-expert-parallel",
+    "-dcp": "--decode-context-parallel-size",
+    "-pcp": "--prefill-context-parallel-size",
+    "-dpa": "--data-parallel-address",
+    "-dpb": "--data-parallel-backend",
+    "-dpe": "--data-parallel-external-lb",
+    "-dph": "--data-parallel-hybrid-lb",
+    "-dpl": "--data-parallel-size-local",
+    "-dpn": "--data-parallel-rank",
+    "-dpp": "--data-parallel-rpc-port",
+    "-dpr": "--data-parallel-start-rank",
 }
+_LEVEL = re.compile(r"-O\d+")  # a level of optimization beside its flag
 _FLAG = re.compile(r"--?[A-Za-z]")
 
 
@@ -34,7 +48,8 @@ def read_extra_args(line: str) -> list[tuple[str, str, str]]:
             found[-1][2].append(word)
             continue
         flag, equals, value = word.partition("=")
-        name = _SHORT.get(flag, flag).removeprefix("--").partition(".")[0].replace("-", "_").upper()
+        head = "-O" if _LEVEL.fullmatch(flag) else flag.partition(".")[0]
+        name = _SHORT.get(head, head).removeprefix("--").replace("-", "_").upper()
         found.append((flag, name, [value] if equals else []))
     return [_entry(flag, name, values) for flag, name, values in found]
 

@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 from ember.settings.extra_args import NAME as EXTRA_ARGS
 from ember.settings.extra_args import read_extra_args
 from ember.settings.fields import Settings, variable_names
-from ember.settings.known import KNOWN_UNUSED, is_met_anyway
+from ember.settings.known import KNOWN_UNUSED, UNUSED_FLAGS, is_met_anyway
 from ember.settings.values import is_blank
 from ember.untrusted_json import broken_text
 
@@ -102,7 +102,8 @@ def warn_unused(environ: Mapping[str, str] = os.environ) -> list[str]:
             lines.append(f"{key} in {path} has no effect: {KNOWN_UNUSED.get(name, 'unknown setting')}")
     for flag, name, value in _extra_args(environ):
         if name not in by_name and not is_met_anyway(name, value):
-            lines.append(f"{flag} in {EXTRA_ARGS} has no effect: {KNOWN_UNUSED.get(name, 'unknown setting')}")
+            hint = KNOWN_UNUSED.get(name) or UNUSED_FLAGS.get(name, "unknown setting")
+            lines.append(f"{flag} in {EXTRA_ARGS} has no effect: {hint}")
     return lines
 
 
