@@ -93,7 +93,7 @@ def test_options_reach_the_engine(deployment: Deployment) -> None:
 def test_bad_input_is_named(deployment: Deployment, parameters: Any, text: str) -> None:
     with pytest.raises(ApiError) as caught:
         ask(deployment, **parameters)
-    assert caught.value.status == 400
+    assert caught.value.status == 422
     found = tgi_error(caught.value)
     answers.TgiError.model_validate(found, strict=True)
     assert (text in found["error"], found["error_type"]) == (True, "validation")

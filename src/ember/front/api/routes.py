@@ -216,7 +216,7 @@ ROUTES = (
         answer=loaded_later("ember.front.api.tgi.generate", "generate"),
         tasks=("generate",),
         errors=TGI_ERRORS,
-        about=Description(summary="TGI: continue a text", body=("TgiRequest",), answer=("TgiAnswer",)),
+        about=Description(summary="TGI: continue a text", body=("TgiRequest",), answer=("TgiAnswer",), errors=(422,)),
     ),
     Route(
         path="/generate_stream",
@@ -230,6 +230,7 @@ ROUTES = (
             body=("TgiRequest",),
             answer=("TgiAnswer",),
             chunk=("TgiChunk",),
+            errors=(422,),
         ),
     ),
     Route(
@@ -244,6 +245,7 @@ ROUTES = (
             body=("TgiRequest",),
             answer=("TgiAnswers",),
             chunk=("TgiChunk",),
+            errors=(422,),
         ),
     ),
     Route(

@@ -22,7 +22,7 @@ from ember.front.api.services import Services
 from ember.front.api.streaming import event, start_stream
 from ember.front.api.tgi.schemas import TgiParameters, TgiRequest
 from ember.front.api.threads import in_thread
-from ember.front.errors import aborted, bad_request
+from ember.front.errors import ApiError, aborted, bad_request
 from ember.wire import Ready, TokenLogprobs
 
 MAX_NEW_TOKENS = 100  # where a request does not say
@@ -62,6 +62,16 @@ async def generate_at_root(services: Services, raw_request: Request) -> Response
 
 
 async def _generate(services: Services, raw_request: Request, *, streams: bool | None) -> Response | EventStream:
+    """Raises ApiError, which is a 422 for what is wrong with the body, as clients of that server know it."""
+    try:
+        return await _continue(services, raw_request, streams)
+    except ApiError as error:
+        if error.status == 400:
+            error.status = 422
+        raise
+
+
+async def _continue(services: Services, raw_request: Request, streams: bool | None) -> Response | EventStream:
     request = await parse_body(TgiRequest, raw_request.body)
     services.check_model(request.model)
     given = request.parameters or TgiParameters()
