@@ -295,6 +295,14 @@ def test_bad_input_is_named(deployment: Deployment, message: Any, fields: Any, t
     assert anthropic_error(error)["error"]["type"] == "invalid_request_error"
 
 
+def test_a_conversation_that_the_server_is_to_hold_is_refused_so_that_clients_send_it(deployment: Deployment) -> None:
+    error = refusal(deployment, "hi", thread={"type": "create"})
+    answers.AnthropicError.model_validate(found := anthropic_error(error), strict=True)
+    assert found["error"]["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert error.status == 400
+    ask(deployment, "hi", thread=None)
+
+
 def test_what_has_no_effect_is_told(deployment: Deployment) -> None:
     fields = {
         "container": "x",

@@ -9,9 +9,15 @@ from pydantic import Field
 from ember.front.api.answers import AnswerModel
 
 
+class AnthropicErrorCode(AnswerModel):
+    error_code: str
+    unsupported: list[str]
+
+
 class AnthropicErrorDetail(AnswerModel):
     type: str
     message: str
+    details: AnthropicErrorCode | None = None
 
 
 class AnthropicError(AnswerModel):

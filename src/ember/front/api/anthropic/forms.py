@@ -19,10 +19,20 @@ _TYPES = {
 }
 
 
+class ThreadUnsupported(ApiError):
+    """A 400 for a conversation that the server is to hold. Anthropic's SDKs then send the whole conversation."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "`thread` is not supported: send all messages of the conversation.", param="thread")
+
+
 def anthropic_error(error: ApiError) -> dict[str, Any]:
-    """`{"type": "error", "error": {"type", "message"}}`."""
+    """`{"type": "error", "error": {"type", "message"}}`, with `details` where a client reads them."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    body: dict[str, Any] = {"type": kind, "message": error.message}
+    if isinstance(error, ThreadUnsupported):
+        body["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return {"type": "error", "error": body}
 
 
 ANTHROPIC_ERRORS = ErrorForm(anthropic_error, "AnthropicError")

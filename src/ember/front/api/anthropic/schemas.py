@@ -41,6 +41,7 @@ class CountTokensRequest(OpenModel):
     output_config: dict[str, Any] | None = None
     output_format: dict[str, Any] | None = None  # of `output_config`, under its name in a beta
     mcp_servers: Items[Any] | None = None
+    thread: Any = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ember.front.api.anthropic.conversation import chat_messages
+from ember.front.api.anthropic.forms import ThreadUnsupported
 from ember.front.api.anthropic.schemas import CountTokensRequest, MessagesRequest
 from ember.front.api.body import WITHOUT_EFFECT, extra_fields, reported, shown
 from ember.front.api.chat_translation import CHAT_OPTIONS, chat_options
@@ -35,6 +36,8 @@ _OUTPUT_FIELDS = {"effort", "format"}
 
 def chat_body(request: CountTokensRequest, services: Services) -> tuple[dict[str, Any], list[str]]:
     """The body of the chat, and the names of what has no effect. Raises ApiError 400."""
+    if request.thread:
+        raise ThreadUnsupported
     body = chat_options(request, _PASSED)
     body |= {
         "model": request.model,
