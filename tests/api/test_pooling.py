@@ -342,6 +342,18 @@ def test_a_template_of_messages_has_its_own_special_tokens(
         assert texts(reranker) == [f"{start}q|d|"]
 
 
+def test_a_rendered_pair_is_cut_before_its_end(reranker: Deployment) -> None:
+    """A reranker's score is read from the last tokens of the template."""
+    reranker.services.settings.custom_chat_template = "{{ messages[0].content }}|{{ messages[1].content }}|yes?"
+    body = {"queries": ["q", "r"], "documents": ["abcdef", "ab"], "truncate_prompt_tokens": 11}
+    ask(reranker, SCORE, body)
+    assert texts(reranker) == [f"{BOS}q|abc|yes?", f"{BOS}r|ab|yes?"]
+    ask(reranker, SCORE, {**body, "truncation_side": "left"})
+    assert texts(reranker) == [f"{BOS}bcdef|yes?", f"{BOS}r|ab|yes?"]
+    ask(reranker, SCORE, {**body, "truncate_prompt_tokens": 3})
+    assert texts(reranker) == ["es?", "es?"]
+
+
 def test_tokens_that_the_model_lacks(reranker: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the texts, and in what the post-processor puts around them."""
     tokenizer = reranker.tokenizer

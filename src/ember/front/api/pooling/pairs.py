@@ -171,7 +171,33 @@ def _rendered(
         texts.append(rendered(queries[0] if len(queries) == 1 else queries[position], document))
     bos = services.tokenizer.special_tokens.get("bos_token")
     has_special = form is not None or (bos is not None and texts[0].startswith(bos))
-    return text_tokens(texts, services, limits.whole, not has_special, limits.names[1])
+    found = text_tokens(texts, services, limits.whole, not has_special, limits.names[1])
+    if limits.whole.side != "right":
+        return found
+    layout = None if has_special else services.tokenizer.single_layout
+    ends: dict[str, list[int]] = {}
+    for position, pair in enumerate(found):
+        if len(pair.token_ids) < limits.whole.num_kept:
+            continue  # it was not cut
+        query = queries[0] if len(queries) == 1 else queries[position]
+        if query not in ends:
+            samples = [rendered(query, document) for document in ("0", "1 2 3 4")]
+            tokens = encoded(samples, services, limits.whole, limits.names[1])
+            ends[query] = _common_end(*(layout.join(each) if layout else each for each in tokens))
+        end = ends[query][max(0, len(ends[query]) - limits.whole.num_kept) :]
+        found[position] = PoolText([*pair.token_ids[: limits.whole.num_kept - len(end)], *end])
+    return found
+
+
+def _common_end(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    """What two prompts with different documents end in: the template's tokens behind them, which a reranker's score is
+    read from."""
+    count = 0
+    for one, other in zip(reversed(left), reversed(right), strict=False):
+        if one != other:
+            break
+        count += 1
+    return list(left[len(left) - count :])
 
 
 def _cut_texts(
