@@ -1,4 +1,4 @@
-"""Ember's engine, in this process."""
+"""Ember's engine, in this process, which imports torch as the worker's engine process does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the worker does for its engine process
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "kernels")]
+
+from ember.engine.lean import lean_import  # noqa: E402
+
+lean = lean_import.prepare(lambda line: print(line, file=sys.stderr))
+import torch  # noqa: E402, F401
+
+if lean is not None:
+    lean.finish()
 
 from benchmarks.peer_runs.timing import measure, request  # noqa: E402
 from ember.boot import Timeline  # noqa: E402
