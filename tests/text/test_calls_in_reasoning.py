@@ -9,13 +9,14 @@ import pytest
 
 from ember.front.api.output_reader import ReaderOptions
 from ember.front.api.tools import ToolUse
-from ember.front.text.output import Delta, Marker, Reasoning
+from ember.front.text.output import Delta, Reasoning
 from ember.front.text.reasoning import ReasoningFormat
 from ember.front.text.reasoning.formats import FORMATS
 from ember.front.text.reasoning.messages import INKLING, MUSE
 from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.text.parts import parts_between
 from tests.text.test_tools import SPECIAL, cut, joined
 from tests.text.tool_vectors import ARGUMENTS, K_BEGIN, K_END, KIMI, ONE, TOOLS, Q, coder, dsml, glm, hermes, minimax
 
@@ -104,18 +105,7 @@ def options_of(reasoning: str, tools: str, tokenizer: Tokenizer, is_whole: bool)
 
 
 def parts_of(text: str, options: ReaderOptions) -> list[str]:
-    tokenizer = options.tokenizer
-    parts: list[str] = []
-    held: list[int] = []
-    for token_id in tokenizer.encode(text, add_special_tokens=False):
-        if token_id in options.markers:
-            parts.append(Marker(tokenizer.vocab_entry(token_id) or ""))
-            continue
-        held.append(token_id)
-        if "\ufffd" not in (piece := tokenizer.decode(held, skip_special_tokens=False)):
-            parts.append(piece)
-            held = []
-    return parts
+    return parts_between(text, options.markers, options.tokenizer)
 
 
 def read(options: ReaderOptions, prompt: str, pushes: list[list[str]]) -> list[Delta]:

@@ -16,6 +16,7 @@ from ember.front.text.reasoning import ReasoningFormat, choose_reasoning_format,
 from ember.front.text.reasoning.formats import ALIASES, FORMATS, WITHOUT_FORM
 from ember.front.text.tokenizer import Tokenizer
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.text.parts import parts_of
 
 ROLES = ("<|user|>", "<|assistant|>")
 MARKS = (
@@ -161,23 +162,6 @@ HARMONY = [
 
 def format_of(name: str) -> ReasoningFormat:
     return ReasoningFormat(name, FORMATS[name])
-
-
-def parts_of(text: str, chosen: ReasoningFormat, tokenizer: Tokenizer) -> list[str]:
-    """One part for each token, as the detokenizer would give them at the most."""
-    markers = chosen.markers(tokenizer)
-    parts: list[str] = []
-    held: list[int] = []
-    for token_id in tokenizer.encode(text, add_special_tokens=False):
-        if token_id in markers:
-            assert not held
-            parts.append(Marker(tokenizer.vocab_entry(token_id) or ""))
-            continue
-        held.append(token_id)
-        if "\ufffd" not in (piece := tokenizer.decode(held, skip_special_tokens=False)):
-            parts.append(piece)
-            held = []
-    return parts
 
 
 def read(

@@ -15,7 +15,8 @@ from ember.front.text.tokenizer import Tokenizer
 from ember.front.text.tools import ToolFormat
 from ember.front.text.tools.formats import FORMATS
 from tests.support.byte_tokenizer import EOS, byte_tokenizer
-from tests.text.test_tools import BOTH, WITH_TOKENS, is_framed, joined, parts_of, read
+from tests.text.parts import parts_of
+from tests.text.test_tools import BOTH, WITH_TOKENS, is_framed, joined, read
 from tests.text.tool_vectors import HARMONY_VECTORS, NOW, ONE, TOOLS, VECTORS, tool
 
 RICH = [

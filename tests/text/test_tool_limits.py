@@ -16,8 +16,9 @@ from ember.front.text.output import Content, Marker, Reasoning, ToolCallArgument
 from ember.front.text.tools import ToolFormat, scanner
 from ember.front.text.tools.formats import FORMATS
 from ember.front.text.tools.schema import Tool
+from tests.text.parts import parts_of
 from tests.text.test_reasoning import format_of
-from tests.text.test_tools import BOTH, WITH_TOKENS, WITHOUT_TOKENS, check_cuts, cut, joined, parts_of, read
+from tests.text.test_tools import BOTH, WITH_TOKENS, WITHOUT_TOKENS, check_cuts, cut, joined, read
 from tests.text.tool_vectors import HARMONY_VECTORS, TOOLS, VECTORS
 
 
@@ -308,7 +309,7 @@ def test_after_many_failures_a_call_is_still_found() -> None:
 def test_reasoning_takes_work_in_proportion(name: str, unit: str) -> None:
     def work(count: int) -> int:
         chosen = format_of(name)
-        pushes = [list(parts_of_reasoning(unit, chosen)) for _ in range(count)]
+        pushes = [list(parts_of(unit, chosen, WITH_TOKENS)) for _ in range(count)]
         parser = chosen.parser(WITH_TOKENS, WITH_TOKENS.encode("<|assistant|>", False), {}, with_tools=True)
 
         def run() -> None:
@@ -321,22 +322,15 @@ def test_reasoning_takes_work_in_proportion(name: str, unit: str) -> None:
     assert work(600) < 3.6 * work(200) + 1000
 
 
-def parts_of_reasoning(text: str, chosen: Any) -> list[str]:
-    from tests.text.test_reasoning import parts_of as split
-
-    return split(text, chosen, WITH_TOKENS)
-
-
 @pytest.mark.parametrize("name", ["qwen3", "deepseek_r1", "hunyuan_a13b"])
 @pytest.mark.parametrize("blanks", [4000, 4096, 4097, 5000])
 def test_cuts_do_not_matter_behind_very_many_blanks(name: str, blanks: int) -> None:
     from tests.text.test_reasoning import joined as joined_reasoning
-    from tests.text.test_reasoning import parts_of as split
     from tests.text.test_reasoning import read as read_reasoning
 
     output = " " * blanks + "<think>a</think>" + "\n" * blanks + "<answer>b</answer>"
     for tokenizer in BOTH.values():
-        parts = split(output, format_of(name), tokenizer)
+        parts = parts_of(output, format_of(name), tokenizer)
         whole = joined_reasoning(read_reasoning(name, "", [parts], tokenizer))
         assert whole == joined_reasoning(read_reasoning(name, "", [[part] for part in parts], tokenizer))
         assert whole == joined_reasoning(read_reasoning(name, "", cut(parts, random.Random(2)), tokenizer))

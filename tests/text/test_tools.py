@@ -17,6 +17,7 @@ from ember.front.text.tools import ToolFormat, choose_tool_format, formats
 from ember.front.text.tools.formats import ALIASES, FORMATS, WITHOUT_FORM
 from ember.front.text.tools.schema import refuse_constant
 from tests.support.byte_tokenizer import byte_tokenizer
+from tests.text.parts import parts_of
 from tests.text.tool_vectors import HARMONY_VECTORS, ONE, TOOLS, VECTORS, Vector, hermes, hunyuan
 
 # Every mark that published tokenizers have as a token. Tags with a name in them are text everywhere.
@@ -40,22 +41,6 @@ SPECIAL = (
 WITH_TOKENS = byte_tokenizer(SPECIAL)
 WITHOUT_TOKENS = byte_tokenizer(("<|user|>",))
 BOTH = {"tokens": WITH_TOKENS, "text": WITHOUT_TOKENS}
-
-
-def parts_of(text: str, chosen: ToolFormat, tokenizer: Tokenizer) -> list[str]:
-    """One part for each token, as the detokenizer would give them at the most."""
-    markers = chosen.markers(tokenizer)
-    parts: list[str] = []
-    held: list[int] = []
-    for token_id in tokenizer.encode(text, add_special_tokens=False):
-        if token_id in markers:
-            parts.append(Marker(tokenizer.vocab_entry(token_id) or ""))
-            continue
-        held.append(token_id)
-        if "\ufffd" not in (piece := tokenizer.decode(held, skip_special_tokens=False)):
-            parts.append(piece)
-            held = []
-    return parts
 
 
 def read(
