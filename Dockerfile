@@ -56,7 +56,7 @@ RUN cd /src && /opt/pip/bin/hatchling build -t wheel -d /tmp/dist \
  && sed -i '1s|.*|#!/opt/ember/venv/bin/python|' /opt/ember/app/bin/ember \
  && /opt/ember/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/ember/app
 # What the engine does without of this very build of torch. Without the list it imports all of it.
-COPY builder/__init__.py builder/lean_torch.py builder/lean_probe.py /src/builder/
+COPY builder/__init__.py builder/lean_torch.py builder/lean_sources.py builder/lean_probe.py /src/builder/
 RUN cd /src && PYTHONPATH=/opt/ember/app:/src /opt/ember/venv/bin/python -m builder.lean_torch --own-build \
         --into /opt/ember/app/ember/engine/lean/lists \
  || echo "no list for this torch could be made; a boot imports all of it"
