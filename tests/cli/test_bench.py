@@ -299,6 +299,11 @@ def test_bad_options_are_named(arguments: list[str], message: str, capsys: pytes
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_a_load_test_is_of_streams(capsys: pytest.CaptureFixture[str]):
+    assert main(["bench", "--url", "http://127.0.0.1:1", "--extra-body", '{"stream": false}']) == 1
+    assert "--extra-body: stream cannot be turned off" in capsys.readouterr().err
+
+
 def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "--url", "http://127.0.0.1:1"]) == 1
     assert capsys.readouterr().err.count("\n") == 1

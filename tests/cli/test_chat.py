@@ -169,13 +169,35 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, command: str, content
 
 @pytest.mark.parametrize(
     "delta",
-    [{"content": 5}, {"tool_calls": 5}, {"tool_calls": [{"index": -1}]}, {"tool_calls": [{"function": {"name": 1}}]}],
+    [
+        *({"content": 5}, {"tool_calls": 5}, {"tool_calls": [{"index": -1}]}, {"tool_calls": [{"index": 10**9}]}),
+        {"tool_calls": [{"function": {"name": 1}}]},
+    ],
 )
 def test_an_event_of_another_form_is_an_error_of_the_server(delta: dict[str, Any]):
     client: Any = Scripted(delta)
     _, conversation, _, screen = talk(client)
     with pytest.raises(ServerError, match="another form"):
         asyncio.run(answer(client, conversation, screen))
+
+
+def test_a_call_without_an_index_is_the_first():
+    client: Any = Scripted(
+        {"tool_calls": [{**CALL, "index": None}]}, {"tool_calls": [{"function": {"arguments": "1}"}}]}
+    )
+    _, conversation, _, screen = talk(client)
+    (call,) = asyncio.run(answer(client, conversation, screen)).calls
+    assert call["function"] == {"name": "weather", "arguments": '{"city":1}'}
+
+
+def test_a_file_does_not_change_how_answers_come(tmp_path: Path):
+    """Fields that a conversation cannot have are left out of one that another program saved."""
+    document = {"messages": [{"role": "user", "content": "Hi"}], "stream": False, "n": 2, "temperature": 0.5}
+    (tmp_path / "file").write_text(json.dumps(document))
+    client: Any = Scripted()
+    commands, conversation, _, _ = talk(client)
+    asyncio.run(commands.run(f"/load {tmp_path}/file"))
+    assert conversation.fields == {"temperature": 0.5} and len(conversation.messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,6 +207,8 @@ def test_an_event_of_another_form_is_an_error_of_the_server(delta: dict[str, Any
         (["--url", "http://127.0.0.1:1"], b"", "is empty"),
         (["--url", "http://127.0.0.1:1"], b"\xff\xfe", "Cannot connect"),
         (["/nonexist"], b"Hi", "/nonexist does not exist"),
+        (["--url", "http://127.0.0.1:1", "--body", '{"stream": false}'], b"Hi", "--body: stream cannot be set here"),
+        (["--url", "http://127.0.0.1:1", "--body", '{"messages": []}'], b"Hi", "--body: messages cannot be set here"),
     ],
 )
 def test_what_cannot_be_said_is_one_line(options: list[str], stdin: bytes, message: str):

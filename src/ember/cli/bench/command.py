@@ -25,6 +25,8 @@ class BenchError(Exception):
 def run(flags: argparse.Namespace, model: str | None, environment: dict[str, str], key: str | None) -> int:
     """Run what the flags ask for and print it. `model`: the name in requests to --url; `environment`: the settings of
     a server without --url. Returns the exit status: 1 where requests failed. Raises BenchError."""
+    if flags.extra_body.get("stream", True) is not True:
+        raise BenchError("--extra-body: stream cannot be turned off, as times are those of streamed tokens")
     try:
         if flags.startup is not None:
             return _startups(flags, model, environment, key)

@@ -29,7 +29,7 @@ A message may have several lines: end a line with \\, or put three quotes (\"\"\
 Ctrl-C stops an answer."""
 
 
-_NOT_TO_SET = {
+NOT_TO_SET = {
     "messages": "a conversation is loaded with /load",
     "model": "another model is chosen with /model",
     "n": "a conversation goes on with one answer",
@@ -85,8 +85,8 @@ class Commands:
         name, _, value = rest.partition(" ")
         if not name:
             raise ValueError("/set needs the name of a field and its value, such as /set temperature 0.2")
-        if name in _NOT_TO_SET:
-            raise ValueError(f"{name} cannot be set here: {_NOT_TO_SET[name]}")
+        if name in NOT_TO_SET:
+            raise ValueError(f"{name} cannot be set here: {NOT_TO_SET[name]}")
         if not value.strip():
             self._talk.fields.pop(name, None)
             self._say(f"{name} is the server's")
@@ -164,7 +164,7 @@ class Commands:
             self._talk.system, messages = str(messages[0].get("content")), messages[1:]
         self._talk.messages[:] = messages
         if isinstance(document, dict):
-            kept = {key: value for key, value in document.items() if key not in ("model", "messages")}
+            kept = {key: value for key, value in document.items() if key not in NOT_TO_SET}
             self._talk.fields.update(kept)
         self._say(f"{len(messages)} {'message' if len(messages) == 1 else 'messages'}")
 

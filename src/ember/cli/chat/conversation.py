@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 from ember.cli.api_client import ApiClient, ServerError
 
+MAX_CALLS = 1024  # of tools, in one answer
 _PATH = "/v1/chat/completions"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # those of a terminal, but for tab and line feed
 
@@ -97,9 +99,10 @@ class Answer:
 
     def add_calls(self, deltas: list[dict[str, Any]]) -> None:
         for delta in deltas:
-            while len(self.calls) <= delta.get("index", 0):
+            index = delta.get("index") or 0
+            while len(self.calls) <= index:
                 self.calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-            call, function = self.calls[delta.get("index", 0)], delta.get("function") or {}
+            call, function = self.calls[index], delta.get("function") or {}
             call["id"] = delta.get("id") or call["id"]
             call["function"]["name"] += function.get("name") or ""
             call["function"]["arguments"] += function.get("arguments") or ""
@@ -136,16 +139,19 @@ async def answer(client: ApiClient, conversation: Conversation, screen: Screen) 
 def check_event(event: dict[str, Any]) -> None:
     """Raise ServerError for an event that is no chunk of a chat in OpenAI's form."""
     try:
-        texts, counts = [], [(event.get("usage") or {}).get("completion_tokens")]
+        texts, places = [], []
+        counts = [(event.get("usage") or {}).get("completion_tokens")]
         for choice in event.get("choices") or []:
             delta = choice.get("delta") or {}
             texts += [delta.get(name) for name in ("content", "reasoning_content", "reasoning")]
             for call in delta.get("tool_calls") or []:
                 function = call.get("function") or {}
                 texts += [call.get("id"), function.get("name"), function.get("arguments")]
-                counts.append(call.get("index"))
+                places.append(call.get("index"))
         is_chunk = all(isinstance(text, str | None) for text in texts) and all(
-            count is None or (isinstance(count, int) and count >= 0) for count in counts
+            count is None or (isinstance(count, int) and 0 <= count < most)
+            for counted, most in ((counts, math.inf), (places, MAX_CALLS))
+            for count in counted
         )
     except (AttributeError, TypeError):
         is_chunk = False

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ember.cli.api_client import ApiClient, ServerError, connect
-from ember.cli.chat.commands import Commands, Leave
+from ember.cli.chat.commands import NOT_TO_SET, Commands, Leave
 from ember.cli.chat.conversation import Conversation, Screen, answer, clean, pending_call
 
 
@@ -28,6 +28,9 @@ def run(
 ) -> int:
     """Talk until the person leaves. Where the input is no terminal, all of it is one message. `end` says why a server
     of the command's own has ended. Returns the exit status. Raises ChatError."""
+    for name in fields:
+        if name in NOT_TO_SET:
+            raise ChatError(f"--body: {name} cannot be set here: {NOT_TO_SET[name]}")
     if sys.stdin is None:
         raise ChatError("there is no standard input")
     if isinstance(sys.stdin, io.TextIOWrapper):
