@@ -43,7 +43,8 @@ from tests.quantization.test_mxfp4 import gpt_oss
 from tests.support.gguf_blocks import random_blocks
 from tests.support.operators import use_triton
 
-SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 1}
+WITH_EXPERTS = SIZES | {"num_hidden_layers": 2, "moe_intermediate_size": 64}  # Qwen 3 has them in its second layer
 FORMS: dict[str, tuple[dict[str, Any], Store, type]] = {
     "float8 of blocks": (fp8([32, 32]), by_blocks(32, 32), Float8Linear),
     "nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, nvfp4, TableLinear),
@@ -92,7 +93,7 @@ def test_inputs_are_rounded_where_torch_can_multiply_float8(
 ) -> None:
     """For many rows, and a checkpoint that is made for it: by the norms and activations, and by a launch of its own for
     the output of attention alone. Launches for all of them give the same bits."""
-    directory, _ = twins(variant, tmp_path, *FORMS["float8 of rows"][:2], **SIZES, num_hidden_layers=1)
+    directory, _ = twins(variant, tmp_path, *FORMS["float8 of rows"][:2], **SIZES)
     model = load(directory, torch.bfloat16)
 
     def prompt() -> torch.Tensor:
@@ -153,9 +154,7 @@ def test_experts_in_mxfp4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("form", ["AWQ", "float8 of blocks"])
 def test_experts_in_one_layer(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quantization, store, layout = FORMS[form]
-    directory = twins(
-        "qwen3_moe", tmp_path, quantization, store, **SIZES, moe_intermediate_size=64, num_hidden_layers=2
-    )[0]
+    directory = twins("qwen3_moe", tmp_path, quantization, store, **WITH_EXPERTS)[0]
     model = load(directory, torch.bfloat16)
     expected = logits(model)
     use_triton(model)
@@ -172,7 +171,7 @@ def test_which_experts_are_in_kernels(tmp_path: Path) -> None:
 
     found = experts(gpt_oss(tmp_path)[0])
     assert has_kernels(found.up) and has_kernels(found.down)
-    found = experts(twins("qwen3_moe", tmp_path / "float8", *FORMS["float8 of rows"][:2], **SIZES)[0])
+    found = experts(twins("qwen3_moe", tmp_path / "float8", *FORMS["float8 of rows"][:2], **WITH_EXPERTS)[0])
     assert has_kernels(found.up) and has_kernels(found.down) and not has_kernels(None)
 
 
