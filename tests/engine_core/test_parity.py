@@ -33,12 +33,13 @@ def case(request, tmp_path_factory):
     else:
         make_tiny(request.param, directory)
     rng = random.Random(request.param)
-    prompts = [[rng.randrange(9, VOCAB_SIZE) for _ in range(length)] for length in LENGTHS]
+    lengths = LENGTHS if IS_LONG or request.param in COVERING else LENGTHS[:6]
+    prompts = [[rng.randrange(9, VOCAB_SIZE) for _ in range(length)] for length in lengths]
     prompts[5][:17] = prompts[4][:17]
     auto = AutoModelForImageTextToText if request.param in SHELLS else AutoModelForCausalLM
     model = auto.from_pretrained(directory, dtype=torch.float32).eval()
     expected = [generated(model, prompt) for prompt in prompts]
-    assert len({tuple(answer) for answer in expected}) > 5  # the weights say something
+    assert len({tuple(answer) for answer in expected}) > len(prompts) // 2  # the weights say something
     return directory, prompts, expected
 
 
