@@ -143,22 +143,25 @@ def compile_all(
     modules: Sequence[str] | None = None,
     *,
     all: bool = True,
+    in_turns: bool = False,
     processes: int | None = None,
     launchers: bool = False,
 ) -> list[Compiled]:
     """Compile the specialisations of `modules` (None: of every kernel module) for each capability.
 
-    all=False: only those marked `typical`. processes: None for one per CPU. launchers: build those too. A kernel that
-    does not compile has its error in its row, and the others are compiled.
+    all=False: only those marked `typical`. in_turns: each specialisation for one of the capabilities, every kernel for
+    all of them. processes: None for one per CPU. launchers: build those too. A kernel that does not compile has its
+    error in its row, and the others are compiled.
     """
-    modules = kernel_modules() if modules is None else modules
-    work = [
-        (module, index, capability, launchers)
-        for capability in capabilities
-        for module in modules
-        for index, specialisation in enumerate(specialisations_of(module, capability))
-        if all or specialisation.typical
-    ]
+    modules, capabilities = kernel_modules() if modules is None else modules, list(capabilities)
+    work: list[tuple[str, int, int, bool]] = []
+    for turn, capability in enumerate(capabilities):
+        for module in modules:
+            made = specialisations_of(module, capability)
+            chosen = [index for index, each in enumerate(made) if all or each.typical]
+            if in_turns:
+                chosen = _in_turns(made, chosen, turn, len(capabilities))
+            work += [(module, index, capability, launchers) for index in chosen]
     processes = min(processes or os.cpu_count() or 1, len(work))
     if processes <= 1:
         return [_compile(item) for item in work]
@@ -175,6 +178,14 @@ def kernel_modules() -> list[str]:
         if module.name not in ("compile", "launch", "launchers")
     )
     return [name for name in names if hasattr(importlib.import_module(f"{package.__name__}.{name}"), "specialisations")]
+
+
+def _in_turns(made: list[Specialisation], chosen: list[int], turn: int, turns: int) -> list[int]:
+    """Of the `chosen` indices those of one turn: of each kernel every `turns`-th, or all if it has fewer."""
+    of_kernel: dict[int, list[int]] = {}
+    for index in chosen:
+        of_kernel.setdefault(id(made[index].kernel), []).append(index)
+    return [index for own in of_kernel.values() for index in (own[turn::turns] if len(own) >= turns else own)]
 
 
 @contextmanager
@@ -370,12 +381,18 @@ def main() -> None:
     parser.add_argument("--capabilities", type=int, nargs="+", default=list(CAPABILITIES))
     parser.add_argument("--modules", nargs="+", default=None, help="kernel modules; all of them without it")
     parser.add_argument("--typical", action="store_true", help="only what a boot of a typical model asks for")
+    parser.add_argument("--in-turns", action="store_true", help="each specialisation for one of the capabilities")
     parser.add_argument("--processes", type=int, default=None)
     parser.add_argument("--max-spills", type=int, default=None, help="fail if a kernel spills more bytes a thread")
     parser.add_argument("--launchers", action="store_true", help="also build the C launchers that Triton 3.6 wants")
     options = parser.parse_args()
     start = time.perf_counter()
-    choice = {"all": not options.typical, "processes": options.processes, "launchers": options.launchers}
+    choice = {
+        "all": not options.typical,
+        "in_turns": options.in_turns,
+        "processes": options.processes,
+        "launchers": options.launchers,
+    }
     rows = compile_all(options.capabilities, options.modules, **choice)
     print(table(rows))
     print(f"{len(rows)} kernels, {time.perf_counter() - start:.1f} s")

@@ -11,7 +11,8 @@ import pytest
 
 from builder.precompile import MODULES
 
-CAPABILITIES = (80, 90, 120)
+# 89 and 120 list the same binaries, of which each is compiled for one of the two.
+CAPABILITIES = (("80",), ("90",), ("89", "120", "--in-turns"))
 # Local memory a thread, in bytes: a few registers at most, which a kernel bound by bandwidth does not feel.
 MAX_SPILL_BYTES = 64
 
@@ -26,12 +27,24 @@ def _run(*arguments: str, cache: Path | None = None) -> subprocess.CompletedProc
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_typical_kernel_compiles_without_spills(capability: int) -> None:
-    command = ["-m", "ember_kernels.compile", "--typical", "--capabilities", str(capability)]
+@pytest.mark.parametrize("capabilities", CAPABILITIES, ids=" ".join)
+def test_every_typical_kernel_compiles_without_spills(capabilities: tuple[str, ...]) -> None:
+    command = ["-m", "ember_kernels.compile", "--typical", "--capabilities", *capabilities]
     result = _run(*command, "--processes", "2", "--max-spills", str(MAX_SPILL_BYTES))
     print(result.stdout)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+
+
+def test_capabilities_in_turns_have_the_same_binaries_and_leave_out_none() -> None:
+    from ember_kernels.compile import _in_turns, kernel_modules, specialisations_of
+
+    for module in kernel_modules():
+        made, other = ([each for each in specialisations_of(module, number) if each.typical] for number in (89, 120))
+        assert made == other, module
+        turns = [_in_turns(made, list(range(len(made))), turn, 2) for turn in (0, 1)]
+        assert sorted({*turns[0], *turns[1]}) == list(range(len(made)))
+        for turn in turns:
+            assert {id(made[index].kernel) for index in turn} == {id(each.kernel) for each in made}, module
 
 
 def test_the_image_has_the_kernels_of_every_module() -> None:
