@@ -15,8 +15,9 @@ from ember.engine.description.cache_format import is_float8
 from ember.engine.description.read_config import load_config
 from ember.engine.errors import ModelError
 from ember.engine.layers.float8_linear import Float8Linear
+from ember.engine.layers.linear import Linear
 from ember.engine.layers.table_linear import TableLinear
-from tests.engine_models.tiny import rewrite_config
+from tests.engine_models.tiny import make_tiny, rewrite_config
 from tests.quantization.checkpoints import check_answers, check_weights, is_matrix, load, matrices, twins
 from tests.quantization.test_fp8 import by_blocks, by_matrix, by_rows
 
@@ -94,6 +95,14 @@ def test_mixed_precision_goes_by_the_files(tmp_path: Path) -> None:
     model = check_weights(*twin, rtol=1e-6)
     assert [type(each) for each in matrices(model)[:4]] == [Float8Linear] * 2 + [TableLinear] * 2
     check_answers(*twin)
+
+
+def test_the_cache_alone_may_be_quantized(tmp_path: Path) -> None:
+    directory = make_tiny("llama", tmp_path)
+    file = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+    (directory / "hf_quant_config.json").write_text(json.dumps(file))
+    assert {type(each) for each in matrices(load(directory))} == {Linear}
+    assert is_float8("auto", load_config(directory), "cuda", [])
 
 
 def test_algorithms_that_are_not_supported(tmp_path: Path) -> None:

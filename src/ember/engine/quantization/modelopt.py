@@ -27,6 +27,8 @@ def modelopt(config: DecoderConfig, files: Files) -> Mixed:
     """Raises ModelError for an algorithm that is not supported."""
     fields = config.quantization or {}
     algorithm = fields.get("quant_algo")
+    if algorithm is None and fields.get("kv_cache_quant_algo") is not None:
+        return Mixed("modelopt", lambda stored: None, UNUSED)  # the KV cache alone is quantised
     if not isinstance(algorithm, str) or algorithm.upper() not in ALGORITHMS:
         allowed = ", ".join(ALGORITHMS)
         raise ModelError(
