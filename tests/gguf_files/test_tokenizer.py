@@ -101,6 +101,9 @@ def test_every_kind_of_splitting_returns_its_texts(pre, tmp_path):
         ("bloom", "a, b", ["a", ",", "Ġb"]),
         ("kimi-k2", "abc你好 1234", ["abc", "ä½łå¥½", "Ġ", "123", "4"]),
         ("exaone-moe", "a b 12", ["aĠb", "Ġ", "1", "2"]),
+        ("tiny_aya", "fooBar's 12345", ["foo", "Bar's", "Ġ", "12", "345"]),
+        ("minicpm5", "I'LL 12345 go", ["I", "'LL", "Ġ", "123", "45", "Ġgo"]),
+        ("roberta-bpe", "I'LL 12345 go", ["I", "'", "LL", "Ġ12345", "Ġgo"]),
         ("youtu", "fooBar's 12", ["foo", "Bar's", "Ġ", "1", "2"]),
     ],
 )

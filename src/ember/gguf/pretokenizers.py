@@ -25,6 +25,7 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _WORDS = rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _LLAMA3 = rf"{_ENDING}|" + _WORDS.replace("{}", "{1,3}", 1)
 _QWEN2 = rf"{_ENDING}|" + _WORDS.replace("{}", "", 1)
+_MINICPM5 = rf"{_ENDING}|" + _WORDS.replace("{}", "+", 1)
 _QWEN35 = rf"{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASES = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
@@ -77,12 +78,14 @@ _KINDS: dict[PreTokenizer, str] = {
     ),
     PreTokenizer((_LLAMA3,)): "dbrx smaug-bpe chatglm-bpe",
     PreTokenizer((_LLAMA3,), ignores_merges=True): "glm4 glm5",
-    PreTokenizer((_QWEN2,), is_nfc=True): "qwen2 deepseek-r1-qwen kormo megrez",
+    PreTokenizer((_QWEN2,), is_nfc=True): "qwen2 deepseek-r1-qwen kormo megrez f2llmv2",
     PreTokenizer((_QWEN2,)): "stablelm2 hunyuan solar-open grok-2",
     PreTokenizer((_QWEN35,), is_nfc=True): "qwen35",
     PreTokenizer((_GPT4O,)): "gpt-4o llama4 kanana2 minimax-m2",
     PreTokenizer((_TEKKEN,), ignores_merges=True, adds_bos=True): "tekken",
-    PreTokenizer((_GPT2,)): "gpt-2 phi-2 mpt olmo jais exaone4 trillion granite-docling gigachat mellum a.x-4.0",
+    PreTokenizer((_GPT2,)): (
+        "gpt-2 phi-2 mpt olmo jais exaone4 trillion granite-docling gigachat mellum a.x-4.0 roberta-bpe jina-v1-en"
+    ),
     PreTokenizer((_DIGITS, _GPT2)): "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2",
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")): "falcon",
     PreTokenizer(_DEEPSEEK3): "deepseek-v3 hunyuan-dense joyai-llm",
@@ -91,6 +94,8 @@ _KINDS: dict[PreTokenizer, str] = {
     PreTokenizer((_BLOOM,)): "bloom poro-chat gpt3-finnish",
     PreTokenizer((_BLOOM, _DIGITS)): "viking",
     PreTokenizer((_JAIS2,)): "jais-2",
+    PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O)): "tiny_aya",
+    PreTokenizer((r"\p{N}{1,3}", _MINICPM5), ignores_merges=True): "minicpm5",
     PreTokenizer((_BAILING,)): "bailingmoe bailingmoe2 llada-moe",
     PreTokenizer((_SEED,)): "seed-coder",
     PreTokenizer((_EXAONE_MOE,)): "exaone-moe",
