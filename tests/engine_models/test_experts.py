@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from ember.engine.description.read_config import load_config
 from ember.engine.layers.experts import Experts
@@ -53,6 +54,25 @@ def test_the_bytes_that_a_step_reads(model: Decoder) -> None:
     experts = 3 * 4 * 3 * 64 * 112 * 4  # layers, experts, matrices, sizes, bytes of a number
     assert model.bytes_read(1) == pytest.approx(model.weight_bytes - experts / 2)
     assert model.bytes_read(1000) == pytest.approx(model.weight_bytes)
+
+
+_ALONE = {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}
+
+
+@pytest.mark.parametrize(
+    ("variant", "fields"),
+    [*((name, {}) for name in ("deepseek_v3", "qwen3_next", "lfm2_moe", "qwen3_moe")), ("nemotron_h", _ALONE)],
+)
+def test_files_may_have_the_names_of_transformers_own_code(
+    variant: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """Stacks of experts, and another beginning of all names."""
+    directory, sequences = make_tiny(variant, tmp_path, **fields), tokens((20,))
+    theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    theirs.save_pretrained(tmp_path / "own", save_original_format=False)
+    paged = Paged(load(tmp_path / "own"), sequences)
+    paged.step([(0, 20)])
+    assert_same(paged.finish(), reference(directory, sequences), 2e-4)
 
 
 @pytest.mark.parametrize(

@@ -227,13 +227,15 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
     skipped: Mapping[str, TensorEntry] = {}
     if config.is_shell:
         entries, skipped = text_entries(entries)
-    if config.bidirectional:
+    if config.bidirectional or names.other_base is not None:
         entries = {_newer_name(name, names): entry for name, entry in entries.items()}
     config = replace(config, tie_word_embeddings=is_tied(config, entries))
     # A checkpoint of the bare model, without a head, lacks the first part of the names.
     base = "" if any(name.startswith(f"{names.embed_tokens}.") for name in entries) else names.base
+    whole = {base + name: entry for name, entry in entries.items()} if base else entries
+    config = _with_known_experts(config, whole)
     check_counts(config, entries, base)
-    weight_format = format_of(config, {base + name: entry for name, entry in entries.items()} if base else entries)
+    weight_format = format_of(config, whole)
     unused = (*_BUFFERS, *names.buffers, *weight_format.unused)
 
     further = tuple(names.layer.format(config.num_layers + layer) for layer in range(config.num_extra_layers))
@@ -251,8 +253,7 @@ def make_plan(config: DecoderConfig, entries: Mapping[str, TensorEntry], dtype: 
             return True
         return name.endswith(unused) or name.startswith((*further, *extra)) or is_cache_scale(name)
 
-    specs = weight_specs(_with_known_experts(config, {base + name: entry for name, entry in entries.items()}))
-    plan = plan_specs(specs, weight_format, entries, dtype, architecture, base, may_be_unused)
+    plan = plan_specs(weight_specs(config), weight_format, entries, dtype, architecture, base, may_be_unused)
     scales = tuple(replace(entry, name=base + name) for name, entry in entries.items() if is_cache_scale(name))
     return replace(
         plan,
@@ -280,11 +281,18 @@ def _newer_name(name: str, names: WeightNames) -> str:
 
 def _with_known_experts(config: DecoderConfig, entries: Mapping[str, TensorEntry]) -> DecoderConfig:
     """The configuration where it is known whether experts are stored in stacks, and these transposed. One of the two
-    shapes tells it, also where the matrices of the other are square."""
+    shapes tells it, also where the matrices of the other are square. Any family may have stacks by transformers' own
+    names in place of tensors for each expert."""
     names, experts = config.names.experts, config.experts
-    if names is None or experts is None or names.transposed is not None:
+    if names is None or experts is None:
         return config
     layer = next(layer for layer in range(config.num_layers) if config.has_experts(layer))
+    module, _, each = names.down.partition(".{}")
+    if each and names.gate is not None and f"{config.names.layer.format(layer)}{module}.gate_up_proj" in entries:
+        names = replace(names, gate=None, up=None, gate_up=f"{module}.gate_up_proj", down=f"{module}.down_proj")
+        return replace(config, names=replace(config.names, experts=names))
+    if names.transposed is not None:
+        return config
     if names.apart is not None:
         first = f"{config.names.layer.format(layer)}{names.apart.down.format(0)}."
         if any(name.startswith(first) for name in entries):

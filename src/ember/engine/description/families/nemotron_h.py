@@ -22,6 +22,7 @@ from ember.engine.description.weight_names import ExpertNames
 NAMES = replace(
     LLAMA_NAMES,
     base="backbone.",
+    other_base="model.",
     layer="backbone.layers.{}.",
     embed_tokens="backbone.embeddings",
     final_norm="backbone.norm_f",
