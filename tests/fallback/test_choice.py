@@ -184,6 +184,28 @@ def test_code_of_the_repository_runs_if_it_is_trusted(tmp_path, monkeypatch):
         make_engine(directory, trust_remote_code=True)
 
 
+def test_code_whose_last_layer_alone_looks_at_the_token_before_is_refused(tmp_path, monkeypatch):
+    """It says something else at the first token of each step alone, which are the fewer ones."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    directory = make_tiny("llama", tmp_path / "model")
+    (directory / "modeling_wren.py").write_text(
+        "from torch.nn.functional import pad\nfrom transformers import LlamaConfig, LlamaForCausalLM, LlamaModel\n\n\n"
+        'class WrenConfig(LlamaConfig):\n    model_type = "wren"\n\n\nclass WrenModel(LlamaModel):\n'
+        "    def forward(self, input_ids=None, **options):\n"
+        "        made = super().forward(input_ids=input_ids, **options)\n"
+        "        hidden = made.last_hidden_state\n"
+        "        made.last_hidden_state = hidden + pad(hidden[:, :-1], (0, 0, 1, 0))\n        return made\n\n\n"
+        "class WrenForCausalLM(LlamaForCausalLM):\n    config_class = WrenConfig\n\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.model = WrenModel(config)\n        self.post_init()\n"
+    )
+    code = {"AutoConfig": "modeling_wren.WrenConfig", "AutoModelForCausalLM": "modeling_wren.WrenForCausalLM"}
+    rewrite_config(directory, model_type="wren", architectures=["WrenForCausalLM"], auto_map=code)
+    with pytest.raises(ModelError, match=r"^WrenForCausalLM .*something else than attention"):
+        make_engine(directory, trust_remote_code=True)
+
+
 @pytest.mark.parametrize("place", ["__init__", "forward"])
 def test_code_that_ends_the_process_ends_the_boot_with_a_message(tmp_path, monkeypatch, place):
     from transformers import BitNetModel
