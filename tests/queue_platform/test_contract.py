@@ -433,11 +433,12 @@ def test_openai_requests_become_jobs() -> None:
         error = {"message": "bad", "type": "BadRequestError", "param": None, "code": 400}
         await calls.report("job-done", job["id"], json.dumps({"error": json.dumps(error)}))
         assert await asked == (500, {"error": error})
-        for told in ('{"type": "overloaded_error", "message": "bad"}', "bad"):  # the second of a worker that ended
+        kept = {"type": "invalid_request_error", "message": "bad", "details": {"error_code": "one"}}
+        ended = {"type": "api_error", "message": "bad"}  # of a worker that ended
+        for told, expected in ((json.dumps(kept), kept), ("bad", ended)):
             asked = asyncio.create_task(calls.client("POST", "/openai/v1/messages", {}))
             await calls.report("job-done", (await calls.take())["id"], json.dumps({"error": told}))
-            kind = "api_error" if told == "bad" else "overloaded_error"
-            assert await asked == (500, {"type": "error", "error": {"type": kind, "message": "bad"}})
+            assert await asked == (500, {"type": "error", "error": expected})
         asked = asyncio.create_task(calls.client("DELETE", "/openai/v1/responses/resp_1"))
         job = await calls.take()
         assert job["input"] == {"route": "/v1/responses/resp_1", "method": "DELETE"}

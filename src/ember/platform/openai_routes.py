@@ -99,8 +99,7 @@ def _failure(http: web.Request, job: Job) -> dict[str, Any]:
     error = _error(job)
     if not _is_anthropic(http):
         return {"error": {"type": "InternalServerError", "param": None, "code": 500, **error}}
-    kind, message = error.get("type", "api_error"), error.get("message", "")
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    return {"type": "error", "error": {"type": "api_error", "message": "", **error}}
 
 
 def _error(job: Job) -> dict[str, Any]:
