@@ -306,22 +306,22 @@ def test_caches_and_information(deploy: Any, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("method", "path", "query", "param"),
     [
-        ("POST", "/sleep", {"level": "3"}, "level"),
-        ("POST", "/sleep", {"level": "-1"}, "level"),
+        ("POST", "/sleep", {"level": "3"}, "query.level"),
+        ("POST", "/sleep", {"level": "-1"}, "query.level"),
         ("POST", "/sleep", {"levle": "2"}, "levle"),
         ("POST", "/resume", {"level": "2"}, "level"),
-        ("POST", "/sleep", {"level": "one"}, "level"),
-        ("POST", "/sleep", {"mode": "soon"}, "mode"),
-        ("POST", "/sleep", {"mode": "keep"}, "mode"),
-        ("POST", "/wake_up", {"tags": "weights,all"}, "tags"),
-        ("POST", "/pause", {"mode": ""}, "mode"),
-        ("POST", "/pause", {"clear_cache": "maybe"}, "clear_cache"),
-        ("POST", "/reset_prefix_cache", {"reset_external": "2"}, "reset_external"),
-        ("GET", "/server_info", {"config_format": "xml"}, "config_format"),
+        ("POST", "/sleep", {"level": "one"}, "query.level"),
+        ("POST", "/sleep", {"mode": "soon"}, "query.mode"),
+        ("POST", "/sleep", {"mode": "keep"}, "query.mode"),
+        ("POST", "/wake_up", {"tags": "weights,all"}, "query.tags"),
+        ("POST", "/pause", {"mode": ""}, "query.mode"),
+        ("POST", "/pause", {"clear_cache": "maybe"}, "query.clear_cache"),
+        ("POST", "/reset_prefix_cache", {"reset_external": "2"}, "query.reset_external"),
+        ("GET", "/server_info", {"config_format": "xml"}, "query.config_format"),
     ],
 )
 def test_bad_input_is_named(deployment: Deployment, method: str, path: str, query: Any, param: str) -> None:
-    with pytest.raises(ApiError, match=f"`?{param}") as caught:
+    with pytest.raises(ApiError, match=f"`?{param.removeprefix('query.')}") as caught:
         asyncio.run(call(deployment, method, path, **query))
     assert (caught.value.status, caught.value.param) == (400, param)
     assert deployment.engine.is_ready and not deployment.engine.told

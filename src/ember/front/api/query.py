@@ -25,11 +25,16 @@ def whole_number(given: str, least: int, most: int) -> int | None:
     return number if least <= (number := int(given)) <= most else None
 
 
-def flag(query: Mapping[str, str], name: str, words: Mapping[str, bool], default: bool = False) -> bool:
-    """Whether a parameter is set. `words`: those in small letters that it may be. Raises ApiError 400."""
+def flag(
+    query: Mapping[str, str], name: str, words: Mapping[str, bool], default: bool = False, place: str = ""
+) -> bool:
+    """Whether a parameter is set. Raises ApiError 400.
+
+    `words`: those in small letters that it may be. `place`: what an error's `param` has before the name.
+    """
     given = query.get(name)
     if given is None:
         return default
     if given.lower() not in words:
-        raise bad_request(f"`{name}` must be true or false, got {given[:64]!r}.", name)
+        raise bad_request(f"`{name}` must be true or false, got {given[:64]!r}.", place + name)
     return words[given.lower()]

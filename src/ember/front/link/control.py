@@ -83,7 +83,8 @@ class Control:
         """Raises ApiError 400 for a level that frees the memory of requests that are to be kept, and 409 as `pause`
         does for them."""
         if level > 0 and mode == "keep":
-            raise bad_request(f"mode 'keep' needs level 0: level {level} frees the memory of running requests.", "mode")
+            message = f"mode 'keep' needs level 0: level {level} frees the memory of running requests."
+            raise bad_request(message, "query.mode")
         await self._stop_requests(mode, self._sleep(level, mode))
 
     async def wake_up(self, tags: Collection[str] = ()) -> None:

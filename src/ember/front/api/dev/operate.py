@@ -18,6 +18,7 @@ from ember.front.link.engine import EngineError
 from ember.settings import variables
 
 _FLAGS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+_PLACE = "query."  # of a parameter that an error is about, as vLLM says it for its routes
 _SECRET_PARTS = ("KEY", "TOKEN", "SECRET", "PASSWORD")  # of the names of variables that are not shown
 
 
@@ -28,7 +29,9 @@ async def sleep(services: Services, raw_request: Request) -> Response:
     given = raw_request.query.get("level", "1")
     level = whole_number(given, LEVELS[0], LEVELS[-1])
     if level is None:
-        raise bad_request(f"`level` must be one of {', '.join(map(str, LEVELS))}, got {given[:64]!r}.", "level")
+        raise bad_request(
+            f"`level` must be one of {', '.join(map(str, LEVELS))}, got {given[:64]!r}.", _PLACE + "level"
+        )
     mode = _mode(raw_request)
     await services.ready_to_control()
     await services.engine.control.sleep(level, mode)
@@ -43,7 +46,7 @@ async def wake_up(services: Services, raw_request: Request) -> Response:
     tags = [tag for tag in given.split(",") if tag]
     for tag in tags:
         if tag not in TAGS:
-            raise bad_request(f"`tags` must be of {', '.join(map(repr, TAGS))}, got {tag[:64]!r}.", "tags")
+            raise bad_request(f"`tags` must be of {', '.join(map(repr, TAGS))}, got {tag[:64]!r}.", _PLACE + "tags")
     try:
         await services.engine.control.wake_up(tags)
     except EngineError as error:
@@ -60,9 +63,9 @@ async def pause(services: Services, raw_request: Request) -> Response:
     """Let no request start until `resume`. Raises ApiError."""
     check_query(raw_request, "mode", "wait_for_inflight_requests", "clear_cache")
     mode = _mode(raw_request)
-    if flag(raw_request.query, "wait_for_inflight_requests", _FLAGS, False):  # the older name of the mode
+    if flag(raw_request.query, "wait_for_inflight_requests", _FLAGS, False, _PLACE):  # the older name of the mode
         mode = "wait"
-    clears_cache = flag(raw_request.query, "clear_cache", _FLAGS, True)
+    clears_cache = flag(raw_request.query, "clear_cache", _FLAGS, True, _PLACE)
     await services.ready_to_control()
     await services.engine.control.pause(mode, clears_cache=clears_cache)
     return Response(200, {"status": "paused"})
@@ -96,7 +99,7 @@ async def reset_prefix_cache(services: Services, raw_request: Request) -> Respon
     """Requests that run keep their pages, whatever `reset_running_requests` says. Raises ApiError."""
     check_query(raw_request, "reset_running_requests", "reset_external")
     for name in ("reset_running_requests", "reset_external"):
-        flag(raw_request.query, name, _FLAGS, False)
+        flag(raw_request.query, name, _FLAGS, False, _PLACE)
     await services.engine.reset_prefix_cache()
     return Response(200)
 
@@ -112,7 +115,7 @@ async def server_info(services: Services, raw_request: Request) -> Response:
     check_query(raw_request, "config_format")
     form = raw_request.query.get("config_format", "text")
     if form not in ("text", "json"):
-        raise bad_request(f"`config_format` must be 'text' or 'json', got {form[:64]!r}.", "config_format")
+        raise bad_request(f"`config_format` must be 'text' or 'json', got {form[:64]!r}.", _PLACE + "config_format")
     settings = services.settings
     shown = settings.model_dump(mode="json", exclude_none=True)
     shown = {name: value for name, value in shown.items() if not _holds_secret(getattr(settings, name))}
@@ -146,7 +149,7 @@ async def server_info(services: Services, raw_request: Request) -> Response:
 async def get_world_size(services: Services, raw_request: Request) -> Response:
     """The number of devices that the model is on, which is one. Raises ApiError."""
     check_query(raw_request, "include_dp")
-    flag(raw_request.query, "include_dp", _FLAGS, True)
+    flag(raw_request.query, "include_dp", _FLAGS, True, _PLACE)
     return Response(200, {"world_size": 1})
 
 
@@ -161,7 +164,7 @@ def _mode(raw_request: Request) -> Mode:
     for mode in MODES:
         if given == mode:
             return mode
-    raise bad_request(f"`mode` must be one of {', '.join(map(repr, MODES))}, got {given[:64]!r}.", "mode")
+    raise bad_request(f"`mode` must be one of {', '.join(map(repr, MODES))}, got {given[:64]!r}.", _PLACE + "mode")
 
 
 def _holds_secret(value: object) -> bool:
