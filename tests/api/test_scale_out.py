@@ -91,6 +91,15 @@ def test_a_stream_of_token_ids(deployment: Deployment) -> None:
     assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 5)
 
 
+def test_what_has_stopped_the_tokens_is_told(deployment: Deployment) -> None:
+    body = {"token_ids": [1, 2], "sampling_params": {"max_tokens": 9}}
+    choice = post(deployment, GENERATE, body)["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("length", None)
+    body["sampling_params"] = {"max_tokens": 9, "stop_token_ids": [choice["token_ids"][0]]}
+    choice = post(deployment, GENERATE, body)["choices"][0]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", choice["token_ids"][-1])
+
+
 def test_other_dialects_render_the_chat_that_they_are(deployment: Deployment) -> None:
     token_ids = post(deployment, f"{CHAT}/render", {"messages": USER})["token_ids"]
     message = post(deployment, "/v1/messages/render", {"messages": USER, "max_tokens": 4})

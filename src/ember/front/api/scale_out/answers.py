@@ -83,6 +83,7 @@ class PositionsAnswer(AnswerModel):
 class TokensChoice(AnswerModel):
     index: int
     finish_reason: FinishReason | None
+    stop_reason: int | str | None
     token_ids: list[int]
     logprobs: PositionsAnswer | ChatLogprobs | None
     routed_experts: None

@@ -112,6 +112,7 @@ def _choice(piece: Piece, call: ApiCall, request: TokensRequest, options: Comple
     choice = {
         "index": piece.choice,
         "finish_reason": piece.finish_reason,
+        "stop_reason": piece.stop_reason,
         "token_ids": piece.token_ids,
         "logprobs": logprobs,
         "routed_experts": None,
