@@ -15,6 +15,7 @@ from ember.engine.description.read_config import load_config
 from ember.engine.loading import mapped
 from ember.engine.loading.load import load_decoder
 from ember.engine.models.decoder import Decoder
+from ember.engine.operators import torch_latent, torch_plan
 from tests.engine_models.paged import Paged
 from tests.engine_models.tiny import VARIANTS, VOCAB_SIZE, make_tiny
 
@@ -132,6 +133,23 @@ def test_logits_equal_transformers(variant: str, checkpoints: Any) -> None:
             assert_same(found, seen, 2e-5 if not paged.has_states else 2e-4)
             if packed and schedule is together:
                 break
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral_window", "llama4", "gemma2", "gpt_oss", "mpt", "deepseek_v2"])
+def test_a_single_query_is_left_of_a_chunk(variant: str, checkpoints: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one query more than a masked problem may have, with soft caps, sinks and biases too."""
+    for module, name in (
+        (torch_plan, "MAX_QUERIES"),
+        (torch_plan, "_MAX_SCORED_QUERIES"),
+        (torch_latent, "MAX_QUERIES"),
+    ):
+        monkeypatch.setattr(module, name, 20)
+    directory, sequences = checkpoints(variant), tokens()
+    paged = Paged(load(directory), sequences)
+    paged.step([(0, 5), (4, 20), (2, 1), (3, 1)])
+    paged.step([(0, 21), (4, 21), (2, 21), (1, 5), (5, 1)])
+    found, expected = paged.finish(), reference(directory, sequences)
+    assert_same(found, [theirs[: len(ours)] for ours, theirs in zip(found, expected, strict=True)])
 
 
 @pytest.mark.parametrize("variant", ["llama", "mistral_window"])

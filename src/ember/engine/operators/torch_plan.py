@@ -166,7 +166,9 @@ def _segments(
                 end = context - queries + begin + count  # what the stretch sees: positions [first, end)
                 first = 0 if window is None else window.first(end - count)
                 slots = _slots(batch, pages, [sequence], [first], end - first)
-                mask = causal_mask(batch.slot_mapping.device, count, first, end, window, dtype)
+                mask = None  # one query sees all of its keys
+                if count > 1:
+                    mask = causal_mask(batch.slot_mapping.device, count, first, end, window, dtype)
                 rows = slice(start + begin, start + begin + count)
                 segments.append(Segment(rows, 1, count, end - first, slots, mask))
     return segments + _decode_segments(batch, pages, decodes, window, dtype)
