@@ -33,7 +33,7 @@ import aiohttp  # noqa: E402
 from benchmarks.soak import MEMORY_SLACK_MB, Picture, picture, size, text  # noqa: E402
 from tests.support.processes import Process, url_of  # noqa: E402
 
-WARM_SECONDS = 45.0  # caches and pools fill meanwhile
+WARM_SECONDS = 120.0  # caches and pools fill meanwhile
 STORE_BYTES = 1_000_000
 SETTLE_SECONDS = 60.0
 GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")

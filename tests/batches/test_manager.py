@@ -306,7 +306,7 @@ def test_nothing_is_left_of_uploads_that_failed(tmp_path: Path, monkeypatch: pyt
     store.add_file(kept[0], "in.jsonl", "batch")
     store.remove_orphans()
     left = {path.name for path in store.files.iterdir()}
-    assert left == {*young, *kept, f"{kept[0]}.json"} and len(store.all_batches()) == 1
+    assert left == {*young, *kept, f"{kept[0]}.json"} and len(list(store.all_batches())) == 1
 
     def full(*arguments: Any) -> None:
         raise ApiError(500, "full")

@@ -11,7 +11,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ class Store:
         self._record_of(file_id).unlink(missing_ok=True)
         self.content(file_id).unlink(missing_ok=True)
 
-    def all_files(self) -> list[Record]:
+    def all_files(self) -> Iterator[Record]:
         return _all(self.files)
 
     # --------------------------------------------------------------------------------------------------------- batches
@@ -112,7 +112,7 @@ class Store:
         """Raises ApiError 404."""
         return _read(self.batches, batch_id, "batch")
 
-    def all_batches(self) -> list[Record]:
+    def all_batches(self) -> Iterator[Record]:
         return _all(self.batches)
 
     def ask_to_cancel(self, batch_id: str) -> None:
@@ -125,7 +125,7 @@ class Store:
         (self.batches / f"{batch_id}.cancel").unlink(missing_ok=True)
 
 
-def page(records: Sequence[Record], limit: int, after: str | None, order: str = "desc") -> Record:
+def page(records: Iterable[Record], limit: int, after: str | None, order: str = "desc") -> Record:
     """A page of a list, in OpenAI's form. Raises ApiError 400 where there is no such `after`."""
     ordered = sorted(records, key=lambda record: record["_made"], reverse=order == "desc")
     if after is not None:
@@ -151,14 +151,14 @@ def _written(path: Path) -> float:
         return time.time()
 
 
-def _all(directory: Path) -> list[Record]:
-    found = []
+def _all(directory: Path) -> Iterator[Record]:
+    """One record after the other, as a deployment may have many thousands."""
     for path in directory.glob("*.json"):
         try:
-            found.append(orjson.loads(path.read_bytes()))
+            record = orjson.loads(path.read_bytes())
         except (OSError, ValueError):  # it was deleted just now
             continue
-    return found
+        yield record
 
 
 def _read(directory: Path, name: str, kind: str) -> Record:
