@@ -306,7 +306,7 @@ def test_nothing_is_left_of_uploads_that_failed(tmp_path: Path, monkeypatch: pyt
     store.add_file(kept[0], "in.jsonl", "batch")
     store.remove_orphans()
     left = {path.name for path in store.files.iterdir()}
-    assert left == {*young, *kept, f"{kept[0]}.json"} and len(list(store.all_batches())) == 1
+    assert left == {*young, *kept, f"{kept[0]}.json"} and len(store.all_batches()) == 1
 
     def full(*arguments: Any) -> None:
         raise ApiError(500, "full")
@@ -315,3 +315,16 @@ def test_nothing_is_left_of_uploads_that_failed(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ApiError):
         store.keep_upload(store.files / "upload-young", "in.jsonl", "batch")
     assert {path.name for path in store.files.iterdir()} == left - {"upload-young"}
+
+
+def test_lists_are_read_by_the_call_itself(tmp_path: Path) -> None:
+    """Routes make the call in a thread, so nothing may be left to read on the event loop."""
+    store = Store(str(tmp_path))
+    store.put_batch({"id": new_id("batch_")})
+    upload = store.files / "upload-1"
+    upload.write_text("text")
+    store.keep_upload(upload, "in.jsonl", "batch")
+    batches, files = store.all_batches(), store.all_files()
+    for path in (*store.batches.iterdir(), *store.files.iterdir()):
+        path.unlink()
+    assert len(batches) == 1 and len(files) == 1

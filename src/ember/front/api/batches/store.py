@@ -73,7 +73,7 @@ class Store:
         without a record that are no results of a batch which is not over."""
         last = time.time() - ORPHAN_SECONDS
         old = [path for room in (self.files, self.batches) for path in room.iterdir() if _written(path) < last]
-        unfinished = [batch for batch in self.all_batches() if batch["status"] not in FINAL]
+        unfinished = [batch for batch in _all(self.batches) if batch["status"] not in FINAL]
         results = {batch[name] for batch in unfinished for name in ("_output", "_errors")}
         for path in old:
             is_content = path.parent == self.files and _ID.fullmatch(path.name) is not None
@@ -94,14 +94,14 @@ class Store:
     def delete_file(self, file_id: str) -> None:
         """Raises ApiError 404, and 400 for the input of a batch that is not over."""
         self.file(file_id)
-        for batch in self.all_batches():
+        for batch in _all(self.batches):
             if batch["input_file_id"] == file_id and batch["status"] not in FINAL:
                 raise ApiError(400, f"The file is the input of {batch['id']}, which is not over.", param="file_id")
         self._record_of(file_id).unlink(missing_ok=True)
         self.content(file_id).unlink(missing_ok=True)
 
-    def all_files(self) -> Iterator[Record]:
-        return _all(self.files)
+    def all_files(self) -> list[Record]:
+        return list(_all(self.files))
 
     # --------------------------------------------------------------------------------------------------------- batches
 
@@ -112,8 +112,8 @@ class Store:
         """Raises ApiError 404."""
         return _read(self.batches, batch_id, "batch")
 
-    def all_batches(self) -> Iterator[Record]:
-        return _all(self.batches)
+    def all_batches(self) -> list[Record]:
+        return list(_all(self.batches))
 
     def ask_to_cancel(self, batch_id: str) -> None:
         (self.batches / f"{batch_id}.cancel").touch()
