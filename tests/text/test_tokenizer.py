@@ -113,7 +113,15 @@ def test_long_text(loaded):
 def test_surrogates(kind, loaded):
     tokenizer = loaded[kind]
     assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")
+    assert tokenizer.encode_with_offsets("a\ud800b") == tokenizer.encode_with_offsets("a\ufffdb")
     assert tokenizer.encode("\ud83e\udd8a") == tokenizer.encode("🦊")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_with_their_places_are_those_of_the_text(kind, loaded):
+    ids, offsets = loaded[kind].encode_with_offsets("Füchse 你好")
+    assert ids == loaded[kind].encode("Füchse 你好") and len(offsets) == len(ids)
+    assert max(end for _, end in offsets) == len("Füchse 你好")
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
@@ -312,7 +320,7 @@ def test_what_others_write_meanwhile_is_kept(capfd):
 def test_a_pattern_that_does_not_end_ends_the_boot(model_dirs, tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer_module, "PROBE_SECONDS", 0.1)
     is_over = threading.Event()
-    monkeypatch.setattr(Tokenizer, "_encode", lambda *_: is_over.wait(30) and [])
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: is_over.wait(30) and [])
     with pytest.raises(TokenizerError, match=r"not encoded within 0\.1 seconds.*backtrack without end"):
         Tokenizer.load(model_dirs["byte_level"])
     is_over.set()

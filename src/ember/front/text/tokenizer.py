@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
@@ -148,20 +148,15 @@ class Tokenizer:
 
         Unpaired surrogates, which JSON may contain and UTF-8 cannot represent, become U+FFFD.
         """
-        try:
-            return self._encode(text, add_special_tokens)
-        except TypeError:
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return self._encode(whole, add_special_tokens)
+        return self._encoded(text, add_special_tokens, self._backend.encode_batch_fast).ids
 
-    def offsets(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int]]:
-        """Where each token of `encode` begins and ends in the text, in characters. A special token that was added has
-        no width."""
-        try:
-            found = self._backend.encode(text, add_special_tokens=add_special_tokens)
-        except BaseException as error:
-            raise unless_panic(error) from None
-        return list(found.offsets)
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of `encode`, and where each begins and ends in the text, in characters. A special token that was
+        added has no width."""
+        found = self._encoded(text, add_special_tokens, self._backend.encode_batch)
+        return found.ids, found.offsets
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts without the special tokens around them, on several cores. The GIL is released."""
@@ -259,9 +254,15 @@ class Tokenizer:
         assert self.pieces is not None
         return ByteTable(self.vocab_entry, self.pieces.to_bytes, skip=self.special_token_ids)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    @staticmethod
+    def _encoded(text: str, add_special_tokens: bool, encode: Callable[..., list[Any]]) -> Any:
+        """The library's encoding of a text. `encode`: one of its methods, which find the same tokens."""
         try:
-            return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+            try:
+                return encode([text], add_special_tokens=add_special_tokens)[0]
+            except TypeError:  # an unpaired surrogate
+                whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                return encode([whole], add_special_tokens=add_special_tokens)[0]
         except BaseException as error:
             raise unless_panic(error) from None
 

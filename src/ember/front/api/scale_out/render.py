@@ -121,11 +121,9 @@ def _offsets(
 ) -> list[tuple[int, int]] | None:
     """Where the tokens of a prompt are in its text. None where they are not all of the text's, nor its first or last
     ones."""
-    tokenizer = services.tokenizer
-    all_ids = tokenizer.encode(text, add_special_tokens)
-    offsets = tokenizer.offsets(text, add_special_tokens)
+    all_ids, offsets = services.tokenizer.encode_with_offsets(text, add_special_tokens)
     count = len(token_ids)
-    if len(offsets) != len(all_ids) or not count:
+    if not count:
         return None
     if list(token_ids) == all_ids[-count:]:
         return offsets[-count:]
