@@ -70,6 +70,20 @@ def test_the_chunks_of_a_chat_add_up_to_it(deployment: Deployment, size: int, ap
     assert {chunk["id"] for chunk in chunks} == {"one"}
 
 
+@pytest.mark.parametrize("reason", ["stop", "tool_calls"])
+def test_what_ended_an_answer_is_told_whole_and_in_chunks(deployment: Deployment, reason: str) -> None:
+    """A stop token of the request ends it, also where the reason is the one that a chat's answer has."""
+    stop_id = deployment.tokenizer.encode("!", add_special_tokens=False)[0]
+    token_ids = [*deployment.tokenizer.encode(CALL_ADD, add_special_tokens=False), stop_id]
+    asked = {**ASKED, "stop_token_ids": [stop_id]}
+    choice = {"index": 0, "token_ids": token_ids, "finish_reason": reason}
+    whole = post(deployment, CHAT, {"generate_response": {"choices": [choice]}, "chat_request": asked})["choices"][0]
+    body = {"stream": True, "generate_chunk": {"choices": [choice]}, "chat_request": asked}
+    chunk = post(deployment, CHAT, body)["chunk"]["choices"][0]
+    assert whole["stop_reason"] == chunk["stop_reason"] == stop_id
+    assert not whole["message"]["content"] and "content" not in chunk["delta"]
+
+
 def test_the_chunks_of_a_completion_add_up_to_it(deployment: Deployment) -> None:
     token_ids = deployment.tokenizer.encode("é🦜 there", add_special_tokens=False)
     logprobs = [{"token_id": token_id, "logprob": -1.0} for token_id in token_ids]

@@ -131,12 +131,9 @@ def _pieces(reading: Reading, generated: Generated, prompt: Sequence[int]) -> li
     for choice in generated.choices:
         sample = Sample(choice.index, reading.services.tokenizer, prompt, reading.text)
         piece = Piece(choice.index)
-        token_ids = list(choice.token_ids or [])
-        reason = choice.finish_reason
-        is_end = reason == "stop" and token_ids and token_ids[-1] in reading.text.end_token_ids
-        engine_reason = "stop" if reason == "tool_calls" else reason or "stop"
-        ended_by = token_ids[-1] if is_end else None
-        sample.push(SequenceOutput(1, 0, token_ids, engine_reason, stop_reason=ended_by), piece)
+        reason, ended_by = reading.end_of(choice)
+        output = SequenceOutput(1, 0, choice.token_ids or [], reason or "stop", stop_reason=ended_by)
+        sample.push(output, piece)
         pieces.append(piece)
     return pieces
 

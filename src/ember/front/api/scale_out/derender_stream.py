@@ -111,12 +111,11 @@ def _read(reading: Reading, part: GeneratedPart, state: StreamState, given_promp
     for token_id in state.output_token_ids:
         sample.push(SequenceOutput(1, 0, [token_id]), earlier)
     token_ids = part.token_ids or []
-    reason = "stop" if part.finish_reason == "tool_calls" else part.finish_reason
+    reason, ended_by = reading.end_of(part)
     last = token_ids[-1:] if reason is not None else []
     for token_id in token_ids[: len(token_ids) - len(last)]:
         sample.push(SequenceOutput(1, 0, [token_id]), piece)
     if reason is not None:
-        ended_by = last[0] if reason == "stop" and last and last[0] in reading.text.end_token_ids else None
         sample.push(SequenceOutput(1, 0, last, reason, stop_reason=ended_by), piece)
     for read in (earlier, piece):
         for position, delta in enumerate(read.deltas):

@@ -72,33 +72,38 @@ class Reading:
 
     def check_prompt(self, token_ids: Sequence[int]) -> None:
         """Raises ApiError 400."""
-        self._check_length(token_ids, "prompt_token_ids")
+        self._check_length(len(token_ids), "prompt_token_ids")
         check_token_ids(token_ids, self.info, "prompt_token_ids")
 
     def check_choice(self, choice: GeneratedChoice, place: str, earlier: Sequence[int] = ()) -> None:
         """Raises ApiError 400 for tokens that the model does not have, and for more than fit its context. `earlier` are
         the tokens of the chunks before."""
         token_ids = choice.token_ids or []
-        self._check_length([*earlier, *token_ids] if earlier else token_ids, f"{place}.token_ids")
+        self._check_length(len(earlier) + len(token_ids), f"{place}.token_ids")
         check_token_ids(token_ids, self.info, f"{place}.token_ids")
         if choice.finish_reason == "error":
             raise bad_request(f"`{place}` is not an answer: its finish_reason is 'error'.", f"{place}.finish_reason")
-        entries = (choice.logprobs.content if choice.logprobs is not None else None) or []
-        self._check_length(entries, f"{place}.logprobs.content")
-        named = [entry.token_id for entry in entries]
-        named += [other.token_id for entry in entries for other in entry.top_logprobs or ()]
+        self._check_length(len(choice.entries), f"{place}.logprobs.content")
+        named = [entry.token_id for entry in choice.entries]
+        named += [other.token_id for entry in choice.entries for other in entry.top_logprobs or ()]
         check_token_ids(named, self.info, f"{place}.logprobs")
 
-    def _check_length(self, given: Sequence[Any], place: str) -> None:
-        if len(given) > self.info.max_model_len:
-            message = f"`{place}` has {len(given)} entries, more than max_model_len={self.info.max_model_len}."
+    def _check_length(self, count: int, place: str) -> None:
+        if count > self.info.max_model_len:
+            message = f"`{place}` has {count} entries, more than max_model_len={self.info.max_model_len}."
             raise bad_request(message, place)
+
+    def end_of(self, choice: GeneratedChoice) -> tuple[str | None, int | None]:
+        """Why the engine ended an output, or None, and the token that ended it."""
+        reason = "stop" if choice.finish_reason == "tool_calls" else choice.finish_reason  # which answers of chats have
+        last = choice.token_ids[-1] if choice.token_ids else None
+        return reason, last if reason == "stop" and last in self.text.end_token_ids else None
 
     def chat_logprobs(self, choice: GeneratedChoice) -> dict[str, Any] | None:
         """With the alternatives that came with each token, of which the token itself is the first."""
         shown = None if self.num_top == -1 else self.num_top
         content = []
-        for entry in (choice.logprobs.content if choice.logprobs is not None else None) or []:
+        for entry in choice.entries:
             top = [logprob_entry(other.token_id, other.logprob, self.names) for other in entry.top_logprobs or ()]
             content.append({**logprob_entry(entry.token_id, entry.logprob, self.names), "top_logprobs": top[:shown]})
         return {"content": content} if content else None
@@ -126,7 +131,6 @@ def _in_field(name: str) -> Iterator[None]:
 
 
 def _entries(choice: GeneratedChoice) -> list[TokenLogprobs]:
-    content = (choice.logprobs.content if choice.logprobs is not None else None) or []
     return [
         TokenLogprobs(
             entry.token_id,
@@ -135,5 +139,5 @@ def _entries(choice: GeneratedChoice) -> list[TokenLogprobs]:
             [other.token_id for other in entry.top_logprobs or ()],
             [other.logprob for other in entry.top_logprobs or ()],
         )
-        for entry in content
+        for entry in choice.entries
     ]

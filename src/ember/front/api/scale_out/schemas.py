@@ -73,6 +73,11 @@ class GeneratedChoice(OpenModel):
     token_ids: TokenIds | None = None
     logprobs: IdLogprobs | None = None
 
+    @property
+    def entries(self) -> list[IdLogprobAtPosition]:
+        """The log probabilities at each position; empty without them."""
+        return (self.logprobs.content if self.logprobs is not None else None) or []
+
 
 class Generated(OpenModel):
     """An answer of /inference/v1/generate in its mode `tokens`."""
