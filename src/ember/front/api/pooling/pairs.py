@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
 
 from ember.front.api.pooling.schemas import PairRequest
 from ember.front.api.pooling.texts import Limits, encoded, requested_limits, text_tokens
@@ -21,6 +23,8 @@ from ember.front.text.template import ChatTemplate
 from ember.front.text.template_error import TemplateError
 from ember.front.text.tokenizer import Tokenizer
 from ember.wire import Ready
+
+Query = TypeVar("Query")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,7 @@ def pair_texts(
     pooling = limits.whole.info.pooling
     with_types = pooling is not None and pooling.has_token_types
     found = []
-    for position, document in enumerate(sides[1]):
-        query = sides[0][0] if len(queries) == 1 else sides[0][position]
+    for position, (query, document) in enumerate(zip(_for_each(sides[0], sides[1]), sides[1], strict=True)):
         query, document = limits.cut(query, document, layout.num_special)
         query, document = _cut_pair(query, document, layout, limits.whole)
         whole = limits.whole.kept(layout.join(query, document))  # which may cut special tokens, too
@@ -166,27 +169,31 @@ def _rendered(
         (others,) = encoded([rendered(queries[0], "")], services, limits.whole, limits.names[0])
         of_document = min(of_document, limits.left(len(others) + services.tokenizer.single_layout.num_special))
     documents = _cut_texts(documents, of_document, services, limits.whole, limits.names[1])
-    texts = []
-    for position, document in enumerate(documents):
-        texts.append(rendered(queries[0] if len(queries) == 1 else queries[position], document))
+    of_each = _for_each(queries, documents)
+    texts = [rendered(query, document) for query, document in zip(of_each, documents, strict=True)]
     bos = services.tokenizer.special_tokens.get("bos_token")
     has_special = form is not None or (bos is not None and texts[0].startswith(bos))
     found = text_tokens(texts, services, limits.whole, not has_special, limits.names[1])
     if limits.whole.side != "right":
         return found
-    layout = None if has_special else services.tokenizer.single_layout
-    ends: dict[str, list[int]] = {}
-    for position, pair in enumerate(found):
-        if len(pair.token_ids) < limits.whole.num_kept:
-            continue  # it was not cut
-        query = queries[0] if len(queries) == 1 else queries[position]
-        if query not in ends:
-            samples = [rendered(query, document) for document in ("0", "1 2 3 4")]
-            tokens = encoded(samples, services, limits.whole, limits.names[1])
-            ends[query] = _common_end(*(layout.join(each) if layout else each for each in tokens))
-        end = ends[query][max(0, len(ends[query]) - limits.whole.num_kept) :]
-        found[position] = PoolText([*pair.token_ids[: limits.whole.num_kept - len(end)], *end])
+    layout, most = None if has_special else services.tokenizer.single_layout, limits.whole.num_kept
+
+    @cache
+    def end_of(query: str) -> list[int]:
+        samples = [rendered(query, document) for document in ("0", "1 2 3 4")]
+        tokens = encoded(samples, services, limits.whole, limits.names[1])
+        end = _common_end(*(layout.join(each) if layout else each for each in tokens))
+        return end[max(0, len(end) - most) :]
+
+    for position, (pair, query) in enumerate(zip(found, of_each, strict=True)):
+        if len(pair.token_ids) >= most:  # it was cut
+            found[position] = PoolText([*pair.token_ids[: most - len(end_of(query))], *end_of(query)])
     return found
+
+
+def _for_each(queries: Sequence[Query], documents: Sequence[object]) -> Sequence[Query]:
+    """The query of each document, which may be the same for all."""
+    return [queries[0]] * len(documents) if len(queries) == 1 else queries
 
 
 def _common_end(left: Sequence[int], right: Sequence[int]) -> list[int]:

@@ -51,8 +51,9 @@ Contents = Annotated[list[str | Content], Field(max_length=MAX_TEXTS, fail_fast=
 Conversations = Annotated[list[Messages], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
-def _kind_of_input(given: Any) -> str:
-    """Tells texts, a conversation and a list of such apart, so that faults are reported of what was meant alone."""
+def kind_of_input(given: Any) -> str:
+    """What `input` has: texts (or token ids), a conversation, or conversations. Faults are reported of what was meant
+    alone."""
     if not isinstance(given, list) or not given:
         return "texts"
     first = given[0]
@@ -69,7 +70,7 @@ def _kind_of_messages(given: Any) -> str:
 _OneConversation = Annotated[Messages, Tag("conversation")]
 _ManyConversations = Annotated[Conversations, Tag("conversations")]
 _Texts = Annotated[str | TokenIds | Texts | ManyTokenIds | Contents, Tag("texts")]
-Input = Annotated[_Texts | _OneConversation | _ManyConversations, Discriminator(_kind_of_input)]
+Input = Annotated[_Texts | _OneConversation | _ManyConversations, Discriminator(kind_of_input)]
 OneOrMoreConversations = Annotated[_OneConversation | _ManyConversations, Discriminator(_kind_of_messages)]
 
 

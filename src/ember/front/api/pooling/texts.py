@@ -8,7 +8,7 @@ from typing import Any
 
 from ember.front.api.body import parse_body
 from ember.front.api.chat_prompt import adds_generation_prompt, render_chat
-from ember.front.api.pooling.schemas import Content, InputRequest, Part, PoolingRequest
+from ember.front.api.pooling.schemas import Content, InputRequest, Part, PoolingRequest, kind_of_input
 from ember.front.api.prompt import NO_PROMPT, check_rows, encode, guarded, kept_tokens, too_long
 from ember.front.api.schemas import ChatRequest
 from ember.front.api.services import Services
@@ -73,7 +73,7 @@ async def read_texts(request: InputRequest, services: Services, info: Ready, pro
         raise bad_request(
             "`input` is missing or empty: give a text, token ids, a list of them, or `messages`.", "input"
         )
-    if _is_conversation(given):
+    if kind_of_input(given) != "texts":
         return await _conversations(given, request, services, limits, "input")
     adds_special = request.add_special_tokens is not False
     if isinstance(given, list) and isinstance(given[0], int):
@@ -84,12 +84,6 @@ async def read_texts(request: InputRequest, services: Services, info: Ready, pro
         return [PoolText(cut(ids, limits.num_kept, limits.side or "right")) for ids in given]  # type: ignore[arg-type]
     texts = plain_texts(given, "input")  # type: ignore[arg-type]
     return await in_thread(request, text_tokens, texts, services, limits, adds_special, "input", prompt)
-
-
-def _is_conversation(given: Any) -> bool:
-    """Whether `input` has the messages of a conversation, or a list of such."""
-    first = given[0] if isinstance(given, list) else None
-    return isinstance(first[0] if isinstance(first, list) and first else first, dict)
 
 
 async def _conversations(
