@@ -276,11 +276,7 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """The embedding of each prompt. Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
-
-        def made(name: str, values: list[Any], token_ids: list[int]) -> EmbeddingRequestOutput:
-            return EmbeddingRequestOutput(name, EmbeddingOutput(values), token_ids)
-
-        return self._pooled(prompts, "embed", pooling_params, use_tqdm, made)
+        return self._pooled(prompts, "embed", pooling_params, use_tqdm, EmbeddingRequestOutput, EmbeddingOutput)
 
     def classify(
         self,
@@ -292,11 +288,9 @@ class LLM:
     ) -> list[ClassificationRequestOutput]:
         """The probabilities of the classes of each prompt. Raises PromptError and RuntimeError."""
         _refuse_adapter(lora_request)
-
-        def made(name: str, values: list[Any], token_ids: list[int]) -> ClassificationRequestOutput:
-            return ClassificationRequestOutput(name, ClassificationOutput(values), token_ids)
-
-        return self._pooled(prompts, "classify", pooling_params, use_tqdm, made)
+        return self._pooled(
+            prompts, "classify", pooling_params, use_tqdm, ClassificationRequestOutput, ClassificationOutput
+        )
 
     def encode(
         self,
@@ -315,11 +309,7 @@ class LLM:
         task = pooling_task or next((each.task for each in given if each is not None and each.task), None)
         if task is None:
             task = next((name for name in _FIRST_TASKS if name in self.tasks), "embed")
-
-        def made(name: str, values: list[Any], token_ids: list[int]) -> PoolingRequestOutput[PoolingOutput]:
-            return PoolingRequestOutput(name, PoolingOutput(values), token_ids)
-
-        return self._pooled(prompts, task, pooling_params, use_tqdm, made)
+        return self._pooled(prompts, task, pooling_params, use_tqdm, PoolingRequestOutput, PoolingOutput)
 
     def score(
         self,
@@ -358,9 +348,10 @@ class LLM:
         task: str,
         params: PoolingParams | Sequence[PoolingParams] | None,
         use_tqdm: Tqdm,
-        made: Callable[[str, list[Any], list[int]], Output],
+        whole: Callable[[str, Any, list[int]], Output],
+        part: Callable[[Any], Any],
     ) -> list[Output]:
-        """What `made` makes of a request id, the values and the token ids of each prompt."""
+        """The output of each prompt: `whole` of a request id, the values as a `part`, and the token ids."""
         check_params("pooling_params", params, PoolingParams, many=True)
         given = read_prompts(prompts)
         texts = [prompt.content for prompt in given]
@@ -369,7 +360,7 @@ class LLM:
         async def pooled(chunk: Chunk) -> list[Output]:
             found = await pooling.pool(self._services, chunk.items, task, chunk.fields)
             return [
-                made(name, pooling.numbers(values), text.token_ids)
+                whole(name, part(pooling.numbers(values)), text.token_ids)
                 for name, (text, values) in zip(names[chunk.start :], found, strict=False)
             ]
 
