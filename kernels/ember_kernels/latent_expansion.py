@@ -15,7 +15,6 @@ FLOPs of attention: 2 * heads * (plain_dim + rotary_dim + value_dim) * (visible 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -27,15 +26,8 @@ from torch import Tensor
 from ember_kernels.attention import INTERPRET, LOG2_E, STARTS_BLOCK, prompt_tile
 from ember_kernels.latent_pieces import Piece
 from ember_kernels.launch import direct, next_power_of_2
+from ember_kernels.prefill_attention import Config
 from ember_kernels.specialisation import Specialisation, device_capability
-
-
-@dataclass(frozen=True)
-class Config:
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
 
 
 def config(widest: int, element_size: int, capability: int) -> Config:

@@ -7,7 +7,6 @@ As in prefill attention, a tile has some tokens times heads, and reads their con
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import triton
@@ -17,15 +16,8 @@ from torch import Tensor
 from ember_kernels.attention import LOG2_E, STARTS_BLOCK, paged_attention_reference, prompt_tile
 from ember_kernels.latent_attention import as_stored, attend_tiles, check, head_group, kernel_sizes, variants
 from ember_kernels.launch import direct
+from ember_kernels.prefill_attention import Config
 from ember_kernels.specialisation import Specialisation, device_capability
-
-
-@dataclass(frozen=True)
-class Config:
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
 
 
 def config(rank: int, element_size: int, capability: int) -> Config:
