@@ -143,7 +143,8 @@ class _Uses(ast.NodeVisitor):
             self.visit(node.value)
 
     def _visit_annotation(self, node: ast.expr) -> None:
-        """Of a function, evaluated when it is defined. `real_annotations` repairs plain names and their unions."""
+        """Find what an annotation of a function uses: it is evaluated when the function is defined. `real_annotations`
+        repairs plain names and their unions."""
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             self._visit_annotation(node.left)
             self._visit_annotation(node.right)

@@ -181,7 +181,7 @@ def kernel_modules() -> list[str]:
 
 
 def _in_turns(made: list[Specialisation], chosen: list[int], turn: int, turns: int) -> list[int]:
-    """Of the `chosen` indices those of one turn: of each kernel every `turns`-th, or all if it has fewer."""
+    """The indices, among the `chosen`, of one turn: every `turns`-th of each kernel, or all if it has fewer."""
     of_kernel: dict[int, list[int]] = {}
     for index in chosen:
         of_kernel.setdefault(id(made[index].kernel), []).append(index)

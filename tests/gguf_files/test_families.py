@@ -241,7 +241,7 @@ def test_a_model_computes_what_its_checkpoint_does(name, tmp_path):
 
 
 def test_metadata_that_nothing_reads_are_named(tmp_path):
-    """As the fields of a config.json are."""
+    """A metadata entry that nobody reads is named, as a field of a config.json is."""
     extra = {"llama.attention.clamp_kqv": 0.5, "llama.vocab_size": VOCAB_SIZE, "llama.logit_scale": 2.0}
     _, file = made("llama", tmp_path, extra=extra)
     (warning,) = load(file).config.warnings

@@ -50,7 +50,7 @@ def test_vectors_are_pooled_as_the_file_says(kind: int, causal: bool, tmp_path: 
 
 
 def whole_states(checkpoint: Path, texts: list[list[int]]) -> list[np.ndarray]:
-    """Of tokens that see the whole text."""
+    """The hidden states in transformers of each text, whose tokens see the whole text."""
     import transformers
 
     model = transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()

@@ -161,7 +161,7 @@ def test_the_tokens_that_end_an_answer(more, ends, tmp_path):
 
 @pytest.mark.parametrize("kinds", ["user-defined", None])
 def test_an_end_is_one_whatever_kind_the_file_gives_it(kinds, tmp_path):
-    """As in llama.cpp, which overrides the kind of these tokens."""
+    """Tokens that end answers are control tokens, whatever kind the file gives them, as in llama.cpp."""
     given = of_tokenizer(DEMO, "smollm")["tokenizer.ggml.token_type"]
     changed = None if kinds is None else [4 if kind == 3 else kind for kind in given]
     file = byte_level(tmp_path, **{"ggml.eos_token_id": 1, "ggml.token_type": changed})

@@ -158,7 +158,7 @@ def test_a_quantized_head_is_the_head_whatever_config_json_says(how: str, tmp_pa
 
 @pytest.mark.parametrize("variant", ["gpt_oss", "granitemoe"])
 def test_experts_in_one_tensor_may_be_plain(variant: str, tmp_path: Path) -> None:
-    """Of programs that quantise linear layers alone, and not stacks of experts."""
+    """Experts in stacks stay plain in files of programs that quantise linear layers alone."""
     quantized, plain = twins(
         variant, tmp_path, config(), gptq(), lambda name: ".self_attn." in name and is_matrix(name)
     )

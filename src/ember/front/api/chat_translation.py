@@ -67,7 +67,7 @@ def required_string(item: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def filled_string(item: Mapping[str, Any], name: str, place: str) -> str:
-    """As `required_string`, of a string that may not be empty."""
+    """The string in a field that must be there and may not be empty. Raises ApiError 400."""
     text = required_string(item, name, place)
     if not text:
         raise bad_request(f"`{place}.{name}` must be a non-empty string.", f"{place}.{name}")

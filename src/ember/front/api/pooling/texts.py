@@ -41,7 +41,7 @@ class Limits:
     side: str | None  # left or right; None: a text that is longer is refused
 
     def kept(self, tokens: list[int]) -> list[int]:
-        """What is left of a text with its special tokens, where it may be cut."""
+        """The tokens of a text, special ones included, cut to `num_kept` on the `side`; all of them without a side."""
         return tokens if self.side is None else cut(tokens, self.num_kept, self.side)
 
     def check(self, token_ids: Sequence[int], param: str, position: int | None) -> None:
